@@ -1,0 +1,131 @@
+"""The nouns of the load balancer, as frozen values; every other module speaks in these.
+
+Must not know: YAML, sockets, clocks, BPF. Invariant: a value here was validated when it was made from
+the configuration; nobody checks again.
+
+Words: a *VIP* is an address clients connect to. A *service* is what the configuration describes (VIPs,
+ports, reals, checks); a *virtual service* is one service on one VIP, the unit that has a Maglev table and
+a health of its own. A *real* is a server, a *backend* a real within a virtual service. A *check* is
+configuration, a *probe* one attempt, a *result* its outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+
+    @property
+    def number(self) -> int:
+        """IP protocol number (IANA)."""
+        return {Protocol.TCP: 6, Protocol.UDP: 17}[self]
+
+
+class CheckType(StrEnum):
+    HTTP = "http"
+    HTTPS = "https"
+    TCP = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How to find out whether a real serves a VIP. `port` is always filled in; times are in seconds.
+
+    `expect` is the set of accepted HTTP status codes (unused for tcp). `rise` successes in a row bring a
+    backend up, `fall` failures in a row take it down.
+    """
+
+    name: str
+    type: CheckType
+    port: int
+    path: str = "/"
+    host: str | None = None
+    method: str = "GET"
+    expect: frozenset[int] = frozenset({200})
+    interval_s: float = 2.0
+    timeout_s: float = 1.0
+    rise: int = 2
+    fall: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A server that has the VIPs on its loopback and answers clients directly."""
+
+    address: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One entry of `services:`. Ports are in ascending order, reals unique and in the file's order."""
+
+    name: str
+    desc: str
+    vips: tuple[IPAddress, ...]
+    ports: tuple[int, ...]
+    protocols: tuple[Protocol, ...]
+    reals: tuple[Real, ...]
+    need: int
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RhiConfig:
+    """Route health injection: whom to tell about the VIPs, by BGP."""
+
+    as_number: int
+    peers: tuple[IPAddress, ...]
+    hold_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class MulticastGroup:
+    address: IPAddress
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole validated configuration. `rhi` is None where nobody is to be told by BGP."""
+
+    services: tuple[Service, ...]
+    learn_s: float = 0.0
+    multicast: MulticastGroup | None = None
+    rhi: RhiConfig | None = None
+    metrics_address: IPAddress | None = None
+    metrics_port: int = 9955
+    flows: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VirtualServiceId:
+    """Names one service on one VIP."""
+
+    service: str
+    vip: IPAddress
+
+    def __str__(self) -> str:
+        return f"{self.service}@{self.vip}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BackendId:
+    """Names one real within one virtual service; stable over restarts, reloads and nodes."""
+
+    service: str
+    vip: IPAddress
+    real: IPAddress
+
+    @property
+    def virtual_service(self) -> VirtualServiceId:
+        return VirtualServiceId(self.service, self.vip)
+
+    def __str__(self) -> str:
+        return f"{self.service}@{self.vip}/{self.real}"
