@@ -129,3 +129,32 @@ class BackendId:
 
     def __str__(self) -> str:
         return f"{self.service}@{self.vip}/{self.real}"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """What the data plane is to do with one backend.
+
+    `up`: packets of its flows go there. `weight`: its share of new flows; 0 takes none.
+    """
+
+    id: BackendId
+    up: bool
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """One virtual service as the data plane is to serve it."""
+
+    id: VirtualServiceId
+    ports: tuple[tuple[int, Protocol], ...]
+    backends: tuple[BackendState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the director wants of the world: the services to install, then the VIPs to announce."""
+
+    services: tuple[ServiceState, ...] = ()
+    announce: frozenset[IPAddress] = frozenset()

@@ -1,0 +1,324 @@
+"""The whole appliance in a network of namespaces, and the command that shows it.
+
+The tests of the balancer break things in one standing lab and mend them again; those of the command run
+it in a lab of another name, beside the first one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from vc5py.lab.assembly import Lab
+from vc5py.lab.errors import LabError, NotObservedError
+from vc5py.lab.kernel import NETNS_DIRECTORY, entered
+from vc5py.lab.layout import BALANCERS, BIG_BYTES, CLIENT, NODES, REALS, ROUTER, VIP, Host, Layout
+from vc5py.lab.network import Network, run
+from vc5py.lab.observe import (
+    bird_routes,
+    established,
+    everyone_says,
+    interface_counters,
+    metrics,
+    next_hops,
+    reals_up,
+    total,
+)
+from vc5py.lab.report import Outcome, Report
+from vc5py.lab.scenario import STEPS, Step, perform, served, wait_for_next_hops
+from vc5py.lab.traffic import Downloads, Load, curl, download
+
+LAB_COMMAND = [str(Path(sys.executable).with_name("vc5py")), "lab", "--name", "vc5cmd"]
+COMMAND_LAYOUT = Layout("vc5cmd")
+
+
+# The network by itself
+
+
+def test_reals_have_the_vip_but_do_not_answer_arp_for_it(lab: Lab) -> None:
+    namespace = lab.layout.namespace(ROUTER)
+    run("ip", "-n", namespace, "neigh", "flush", "dev", "lan")
+    assert lab.serves(REALS[0])
+    run("ip", "-n", namespace, "route", "add", f"{VIP}/32", "dev", "lan")  # so the VIP is asked for by ARP
+    try:
+        asked = ["ip", "netns", "exec", namespace, "curl", "-s", "--connect-timeout", "1", f"http://{VIP}/"]
+        assert subprocess.run(asked, capture_output=True).returncode != 0
+        neighbour = run("ip", "-n", namespace, "neigh", "show", str(VIP))
+    finally:
+        run("ip", "-n", namespace, "route", "del", f"{VIP}/32", "dev", "lan", "metric", "0")
+    assert "lladdr" not in neighbour
+
+
+def test_entered_leaves_the_thread_where_it_was(lab: Lab) -> None:
+    here = Path("/proc/thread-self/ns/net").readlink()
+    with entered(lab.layout.namespace(ROUTER)):
+        assert Path("/proc/thread-self/ns/net").readlink() != here
+        assert Path("/proc/sys/net/ipv4/fib_multipath_hash_policy").read_text() == "1\n"
+    assert Path("/proc/thread-self/ns/net").readlink() == here
+
+
+def test_a_missing_namespace_is_named() -> None:
+    with pytest.raises(LabError, match="nowhere"), entered("nowhere"):
+        pass
+
+
+# The balancer
+
+
+def test_router_learns_the_vip_from_both_balancers(lab: Lab) -> None:
+    assert next_hops(lab.layout) == {balancer.address for balancer in BALANCERS}
+    routes = "\n".join(bird_routes(lab.layout))
+    for balancer in BALANCERS:
+        assert established(lab.layout, balancer)
+        assert f"[{balancer.name} " in routes
+        assert f"via {balancer.address} on lan" in routes
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_all_reals_answer_and_no_request_fails(lab: Lab, scheme: str) -> None:
+    answers = curl(lab.layout, 90, scheme)
+    assert answers["failed"] == 0
+    assert all(answers[real.name] >= 10 for real in REALS), answers
+
+
+def test_balancers_agree_on_the_real_of_a_connection(lab: Lab) -> None:
+    """A connection goes on when the router sends its packets to the other balancer."""
+    router = lab.layout.namespace(ROUTER)
+    with Downloads(lab.layout, 4, bytes_per_s=8_000_000) as downloads:
+        try:
+            for balancer in (*BALANCERS, *BALANCERS):
+                # A route with a better metric than BIRD's: everything through this one.
+                run("ip", "-n", router, "route", "replace", f"{VIP}/32", "via", str(balancer.address))
+                enough = _packets(lab, balancer) + 50
+                lab.wait_for("packets move", partial(_has_forwarded, lab, balancer, enough))
+            assert downloads.under_way() == 4
+        finally:
+            run("ip", "-n", router, "route", "del", f"{VIP}/32", "metric", "0")
+        assert downloads.completed() == 4
+
+
+def test_replies_do_not_pass_a_balancer(lab: Lab) -> None:
+    hosts = (CLIENT, *BALANCERS)
+    before = {host: interface_counters(lab.layout, host) for host in hosts}
+    packets = {lb: total(metrics(lab.layout, lb), "vc5_real_packets_total") for lb in BALANCERS}
+    fetched = download(lab.layout)
+    moved = {host: interface_counters(lab.layout, host) - before[host] for host in hosts}
+    counted = [total(metrics(lab.layout, lb), "vc5_real_packets_total") - packets[lb] for lb in BALANCERS]
+    assert fetched.size == BIG_BYTES
+    assert moved[CLIENT].received > BIG_BYTES
+    assert sum(moved[lb].transmitted for lb in BALANCERS) < BIG_BYTES / 10
+    assert sum(moved[lb].received for lb in BALANCERS) < BIG_BYTES / 10
+    # ... but the requests do, all packets of one connection through one of them.
+    assert max(counted) > 50
+
+
+def test_a_dead_real_is_taken_out_and_taken_in_again(lab: Lab) -> None:
+    victim = REALS[2]
+    lab.kill(victim)
+    took_s = lab.wait_for("real is out", lambda: everyone_says(lab.layout, victim, up=False))
+    assert took_s < 6
+    assert all(_up(lab, balancer) == {"real1", "real2"} for balancer in BALANCERS)
+    answers = curl(lab.layout, 60)
+    assert answers["failed"] == 0
+    assert answers[victim.name] == 0
+
+    lab.start(victim)
+    lab.wait_for("real is in", lambda: everyone_says(lab.layout, victim, up=True))
+    answers = curl(lab.layout, 60)
+    assert answers["failed"] == 0
+    assert answers[victim.name] > 0
+
+
+def test_without_reals_the_vip_is_withdrawn(lab: Lab) -> None:
+    for real in REALS:
+        lab.kill(real)
+    try:
+        lab.wait_for("no route", lambda: next_hops(lab.layout) == frozenset())
+        assert all(established(lab.layout, balancer) for balancer in BALANCERS)
+    finally:
+        for real in REALS:
+            lab.start(real)
+    wait_for_next_hops(lab, *BALANCERS)
+    assert curl(lab.layout, 30)["failed"] == 0
+
+
+def test_a_dead_balancer_is_survived(lab: Lab) -> None:
+    victim, survivor = BALANCERS
+    with Load(lab.layout) as load, Downloads(lab.layout, 4) as downloads:
+        lab.wait_for("requests flow", lambda: len(load.replies) > 20)
+        assert downloads.under_way() == 4
+        lab.power_off(victim)
+        assert wait_for_next_hops(lab, survivor) < 8
+        dropped_s = time.monotonic()
+        lab.wait_for("requests flow", lambda: sum(r.started_s > dropped_s for r in list(load.replies)) > 60)
+        assert downloads.completed() == 4
+    assert [reply for reply in load.failed() if reply.started_s > dropped_s] == []
+
+    lab.power_on(victim)
+    wait_for_next_hops(lab, *BALANCERS)
+    answers = curl(lab.layout, 60)
+    assert answers["failed"] == 0
+    assert _packets(lab, victim) > 0
+
+
+# What the show says when something is wrong
+
+
+def test_a_step_that_is_not_observed_is_said_so_and_ends_the_show(lab: Lab) -> None:
+    def wait_in_vain(lab: Lab, report: Report) -> tuple[str, ...]:
+        lab.wait_for("never", lambda: False, timeout_s=0.1)
+        return ("not to be seen",)
+
+    out = io.StringIO()
+    report = Report(out)
+    observations = perform(lab, report, (Step("waits", wait_in_vain), Step("is not reached", served)))
+    report.table(observations)
+    assert [seen.outcome for seen in observations] == [Outcome.NOT_OBSERVED, Outcome.NOT_TRIED]
+    assert "NOT OBSERVED  not within 0 s: never" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_program_that_ends_by_itself_is_noticed_at_once(lab: Lab) -> None:
+    real = REALS[0]
+    lab.network.kill(real.name)
+    try:
+        with pytest.raises(NotObservedError, match="nginx on real1 ended"):
+            lab.wait_for("never", lambda: False)
+    finally:
+        lab.programs[real.name].reap()
+        lab.start(real)
+
+
+def test_a_second_process_is_kept_out(lab: Lab) -> None:
+    with pytest.raises(LabError, match="another process is running the lab vc5e2e"):
+        Lab(lab.layout).acquire()
+
+
+# The command
+
+
+@pytest.fixture
+def command_lab() -> Iterator[Network]:
+    """The network of the command's lab; whatever a failed test leaves of it is removed."""
+    network = Network(COMMAND_LAYOUT)
+    yield network
+    network.sweep()
+
+
+@pytest.fixture
+def start_show(command_lab: Network) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts `vc5py lab` and returns it when it has printed that text."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(until: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(LAB_COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        assert process.stdout
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if until in line:
+                return process
+        pytest.fail(f"{until!r} was not printed:\n{''.join(seen)}")
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_whole_show_observes_everything_and_leaves_nothing(command_lab: Network) -> None:
+    done = subprocess.run(LAB_COMMAND, capture_output=True, text=True, timeout=110)
+    summary = done.stdout.partition("Summary\n")[2]
+    assert done.returncode == 0, done.stdout + done.stderr
+    for step in STEPS:
+        assert re.search(rf"^  {re.escape(step.title)} +observed ", summary, re.MULTILINE), summary
+    assert _left_over() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_takes_the_lab_down(
+    number: signal.Signals, command_lab: Network, start_show: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    show = start_show("balancers started")
+    pids = [pid for node in NODES for pid in command_lab.pids(node)]
+    assert len(pids) >= 6
+    show.send_signal(number)
+    out, _ = show.communicate(timeout=15)
+    assert show.returncode == 128 + number, out
+    assert "Traceback" not in out
+    assert _left_over() == []
+    assert [pid for pid in pids if _runs(pid)] == []
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_lab_can_be_put_up(
+    command_lab: Network, start_show: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    show = start_show("balancers started")
+    show.kill()
+    show.wait()
+    abandoned = [pid for node in NODES for pid in command_lab.pids(node)]
+    assert abandoned
+
+    assert "The lab is up." in _lab("up")
+    assert not set(abandoned) & {pid for node in NODES for pid in command_lab.pids(node)}
+    assert "Things to try" in _lab("up")  # a second time does no harm
+    assert "standing" in _lab(status=1)
+    answers = _lab("exec", "client", "curl", "-s", "--max-time", "2", f"http://{VIP}/")
+    assert answers in {real.name for real in REALS}
+    assert _lab("exec", "real2", "sh", "-c", "exit 7", status=7) == ""
+
+    _lab("down")
+    assert _left_over() == []
+    assert "not up" in _lab("exec", "client", "true", status=1)
+
+
+def test_without_root_the_command_says_so() -> None:
+    done = subprocess.run(LAB_COMMAND, capture_output=True, text=True, user=65534, group=65534)
+    assert done.returncode != 0
+    assert "root" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _lab(*words: str, status: int = 0) -> str:
+    done = subprocess.run([*LAB_COMMAND, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def _left_over() -> list[str]:
+    """Namespaces, mounts and files of the command's lab."""
+    layout = COMMAND_LAYOUT
+    namespaces = [name for name in layout.namespaces if (NETNS_DIRECTORY / name).exists()]
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(layout.directory) in line]
+    files = [str(layout.directory)] if layout.directory.exists() else []
+    return namespaces + mounts + files
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _packets(lab: Lab, balancer: Host) -> float:
+    return total(metrics(lab.layout, balancer), "vc5_real_packets_total")
+
+
+def _has_forwarded(lab: Lab, balancer: Host, packets: float) -> bool:
+    return _packets(lab, balancer) >= packets
+
+
+def _up(lab: Lab, balancer: Host) -> set[str]:
+    view = reals_up(lab.layout, balancer) or {}
+    return {real.name for real in REALS if view.get(real.address)}

@@ -1,0 +1,371 @@
+"""Route health injection against a real router: ExaBGP and BIRD 2 in namespaces on one bridge.
+
+vc5t-rhi-r: br0 10.99.0.1 and fd99::1, BIRD      vc5t-rhi-a: 10.99.0.2, fd99::2      vc5t-rhi-b: 10.99.0.3
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+ROUTER, A, B = "vc5t-rhi-r", "vc5t-rhi-a", "vc5t-rhi-b"
+VIP, VIP2, VIP6 = "192.168.101.1", "192.168.101.2", "2001:db8::1"
+PEER, PEER6 = "10.99.0.1", "fd99::1"
+T = TypeVar("T")
+DRIVER = Path(__file__).with_name("rhi_driver.py")
+BIRD = """
+router id 10.99.0.1;
+protocol device { scan time 1; }
+protocol direct { ipv4; ipv6; }
+template bgp balancer {
+  passive yes; connect delay time 1; connect retry time 1; error wait time 1,2;
+  ipv4 { import all; export none; };
+  ipv6 { import all; export none; };
+}
+protocol bgp a from balancer { local 10.99.0.1 as 65001; neighbor 10.99.0.2 as 65001; }
+protocol bgp b from balancer { local 10.99.0.1 as 65001; neighbor 10.99.0.3 as 65001; }
+protocol bgp a6 from balancer { local fd99::1 as 65001; neighbor fd99::2 as 65001; }
+"""
+
+
+def eventually(probe: Callable[[], T], timeout_s: float = 20.0) -> T:
+    """The first true value of `probe`; the test fails where there is none in time."""
+    end = time.monotonic() + timeout_s
+    while not (value := probe()):
+        assert time.monotonic() < end, f"not within {timeout_s} s"
+        time.sleep(0.02)
+    return value
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.fail("these tests make network namespaces: run them as root")
+    with ExitStack() as stack:
+        for namespace in (ROUTER, A, B):
+            subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
+            run("ip", "netns", "add", namespace)
+            stack.callback(run, "ip", "netns", "del", namespace)
+            run("ip", "-n", namespace, "link", "set", "lo", "up")
+        run("ip", "-n", ROUTER, "link", "add", "br0", "type", "bridge")
+        up(ROUTER, "br0", 1)
+        for host, namespace in ((2, A), (3, B)):
+            port = f"port{host}"
+            run(*f"ip -n {ROUTER} link add {port} type veth peer name eth0 netns {namespace}".split())
+            run("ip", "-n", ROUTER, "link", "set", port, "master", "br0", "up")
+            up(namespace, "eth0", host)
+        yield
+
+
+def up(namespace: str, device: str, host: int) -> None:
+    run("ip", "-n", namespace, "addr", "add", f"10.99.0.{host}/24", "dev", device)
+    run("ip", "-n", namespace, "addr", "add", f"fd99::{host}/64", "dev", device, "nodad")
+    run("ip", "-n", namespace, "link", "set", device, "up")
+
+
+class Router:
+    """BIRD, and what it says."""
+
+    def __init__(self, directory: Path) -> None:
+        self.control = directory / "bird.ctl"
+
+    def ask(self, *words: str) -> str:
+        """What BIRD answers; "Network not found" is an answer, with exit status 1."""
+        command = ["birdc", "-s", str(self.control), *words]
+        answer = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert "ready." in answer.stdout, answer
+        return answer.stdout
+
+    def routes(self, vip: str) -> list[str]:
+        """One line per path to the VIP, with the protocol and the time it was learned at."""
+        lines = self.ask("show", "route", "for", vip, "all").splitlines()
+        paths = [line for line in lines if re.search(r"\[\w+ [\d:.]+.* from ", line)]
+        return [re.sub(r"^\S+\s+", "", path) for path in paths]
+
+    def learned(self, vip: str) -> Callable[[], list[str]]:
+        return lambda: self.routes(vip)
+
+    def lost(self, vip: str) -> Callable[[], bool]:
+        return lambda: not self.routes(vip)
+
+    def withdraws(self, protocol: str) -> list[str]:
+        return re.findall(r"Import withdraws: +(\d+)", self.ask("show", "protocols", "all", protocol))
+
+
+@pytest.fixture(scope="module")
+def router(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
+    directory = tmp_path_factory.mktemp("bird")
+    router = Router(directory)
+    (directory / "bird.conf").write_text(BIRD)
+    files = ["-c", str(directory / "bird.conf"), "-s", str(router.control), "-P", str(directory / "pid")]
+    bird = subprocess.Popen(["ip", "netns", "exec", ROUTER, "bird", "-f", *files])
+    try:
+        eventually(router.control.exists)
+        yield router
+    finally:
+        bird.terminate()
+        bird.wait(10)
+
+
+class Driver:
+    """A director in a namespace, as a process."""
+
+    def __init__(self, state: Path, namespace: str, *arguments: str) -> None:
+        self.state = state
+        command = ["ip", "netns", "exec", namespace, sys.executable, str(DRIVER), str(state), *arguments]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def tell(self, line: str) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert isinstance(answer, dict)
+        return answer
+
+    def announced(self) -> list[str]:
+        found = self.tell("status")["announced"]
+        assert isinstance(found, list)
+        return found
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.close()
+
+    def close(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+        self.process.wait(10)
+
+    def exabgp(self) -> int:
+        return exabgp_pid(self.state)
+
+
+def exabgp_pid(state: Path) -> int:
+    return int((state / "exabgp.pid").read_text())
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs: a zombie that nobody has waited for yet doesn't."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+StartDriver = Callable[..., Driver]
+
+
+@pytest.fixture
+def start(router: Router, tmp_path: Path) -> Iterator[StartDriver]:
+    """Start drivers, in namespace A and with one peer unless told otherwise; end all of it afterwards."""
+    drivers: list[Driver] = []
+
+    def start_driver(namespace: str = A, *arguments: str, state: str = "state", hold: float = 30.0) -> Driver:
+        local = {A: "10.99.0.2", B: "10.99.0.3"}[namespace]
+        options = arguments or ("--peer", PEER)
+        drivers.append(Driver(tmp_path / state, namespace, local, *options, "--hold", str(hold)))
+        return drivers[-1]
+
+    yield start_driver
+    for driver in drivers:
+        if driver.process.returncode is None:
+            driver.kill()
+    for directory in {driver.state for driver in drivers}:
+        if (directory / "exabgp.pid").exists() and alive(exabgp_pid(directory)):
+            os.kill(exabgp_pid(directory), signal.SIGKILL)
+        shutil.rmtree(directory, ignore_errors=True)
+    eventually(lambda: not router.routes(VIP) and not router.routes(VIP6))
+
+
+def relay_pid(exabgp: int) -> int:
+    return int(Path(f"/proc/{exabgp}/task/{exabgp}/children").read_text().split()[0])
+
+
+def test_a_vip_is_learned_and_withdrawn(start: StartDriver, router: Router) -> None:
+    driver = start()
+    driver.tell(f"routes {VIP}")
+    (path,) = eventually(router.learned(VIP))
+    assert path.startswith("unicast [a ")
+    assert "BGP.next_hop: 10.99.0.2" in router.ask("show", "route", "for", VIP, "all")
+    assert driver.tell("status") == {"sessions": {PEER: "established"}, "announced": [VIP]}
+    driver.tell(f"routes {VIP2}")
+    eventually(router.learned(VIP2))
+    assert not router.routes(VIP), "withdrawals come first"
+    driver.tell("routes")
+    eventually(router.lost(VIP2))
+    assert driver.tell("status") == {"sessions": {PEER: "established"}, "announced": []}
+
+
+def test_ipv6_sessions_and_routes(start: StartDriver, router: Router) -> None:
+    driver = start(A, "--peer", PEER, "--peer", PEER6)
+    driver.tell(f"routes {VIP} {VIP6}")
+    eventually(lambda: len(router.routes(VIP)) == len(router.routes(VIP6)) == 2)
+    assert "BGP.next_hop: fd99::2" in router.ask("show", "route", "for", VIP6, "all")
+    assert driver.tell("status")["sessions"] == {PEER: "established", PEER6: "established"}
+    driver.tell("routes")
+    eventually(lambda: not router.routes(VIP) and not router.routes(VIP6))
+
+
+def test_a_killed_exabgp_is_replaced(start: StartDriver, router: Router) -> None:
+    driver = start()
+    driver.tell(f"routes {VIP}")
+    before = eventually(router.learned(VIP))
+    victim = driver.exabgp()
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: driver.tell("status")["sessions"] == {PEER: "down"})
+    eventually(lambda: router.routes(VIP) not in ([], before))
+    assert driver.exabgp() != victim
+    eventually(lambda: driver.tell("status") == {"sessions": {PEER: "established"}, "announced": [VIP]})
+
+
+def test_a_hanging_exabgp_does_not_outlive_the_hold(start: StartDriver, router: Router) -> None:
+    driver = start(hold=0.5)
+    driver.tell(f"routes {VIP}")
+    eventually(router.learned(VIP))
+    os.kill(driver.exabgp(), signal.SIGSTOP)
+    driver.kill()
+    eventually(lambda: not alive(driver.exabgp()))
+    eventually(router.lost(VIP))
+
+
+def test_a_killed_relay_costs_no_route(start: StartDriver, router: Router) -> None:
+    driver = start()
+    driver.tell(f"routes {VIP}")
+    before = eventually(router.learned(VIP))
+    exabgp = driver.exabgp()
+    os.kill(relay_pid(exabgp), signal.SIGKILL)
+    eventually(lambda: driver.announced() == [])
+    eventually(lambda: driver.announced() == [VIP])
+    driver.tell(f"routes {VIP} {VIP2}")
+    eventually(router.learned(VIP2))
+    assert router.routes(VIP) == before
+    assert driver.exabgp() == exabgp
+
+
+def test_routes_of_a_dead_director_go_after_the_hold(start: StartDriver, router: Router) -> None:
+    hold_s = 3.0
+    driver = start(hold=hold_s)
+    driver.tell(f"routes {VIP}")
+    eventually(router.learned(VIP))
+    killed_at = time.monotonic()
+    driver.kill()
+    eventually(router.lost(VIP))
+    assert hold_s <= time.monotonic() - killed_at < hold_s + 3
+    eventually(lambda: not alive(driver.exabgp()))
+
+
+def test_a_new_director_adopts_without_a_flap(start: StartDriver, router: Router) -> None:
+    first = start()
+    first.tell(f"routes {VIP} {VIP2}")
+    before = eventually(router.learned(VIP)), eventually(router.learned(VIP2)), router.withdraws("a")
+    exabgp = first.exabgp()
+    first.kill()
+    second = start()
+    eventually(lambda: second.announced() == [VIP, VIP2])
+    assert second.tell(f"routes {VIP} {VIP2}")["sessions"] == {PEER: "established"}
+    second.tell("crash-free-exit")
+    second.process.wait(10)
+    third = start()
+    eventually(lambda: third.announced() == [VIP, VIP2])
+    assert (router.routes(VIP), router.routes(VIP2), router.withdraws("a")) == before
+    assert third.exabgp() == exabgp
+    third.tell(f"routes {VIP2}")
+    eventually(router.lost(VIP))
+    assert router.routes(VIP2) == before[1]
+
+
+def test_a_director_that_never_decides_loses_the_adopted_routes(start: StartDriver, router: Router) -> None:
+    first = start(hold=3.0)
+    first.tell(f"routes {VIP}")
+    eventually(router.learned(VIP))
+    first.kill()
+    second = start(hold=3.0)
+    eventually(lambda: second.announced() == [VIP])
+    adopted_at = time.monotonic()
+    eventually(router.lost(VIP))
+    assert time.monotonic() - adopted_at > 2
+    assert second.tell("status") == {"sessions": {PEER: "established"}, "announced": []}
+
+
+def test_a_changed_configuration_is_not_adopted(start: StartDriver, router: Router) -> None:
+    first = start()
+    first.tell(f"routes {VIP}")
+    eventually(router.learned(VIP))
+    exabgp = first.exabgp()
+    first.kill()
+    second = start(hold=29.0)
+    second.tell(f"routes {VIP2}")
+    eventually(router.learned(VIP2))
+    assert second.exabgp() != exabgp
+    assert not alive(exabgp)
+    assert not router.routes(VIP)
+
+
+def test_a_second_director_leaves_the_first_alone(start: StartDriver, router: Router) -> None:
+    first = start()
+    first.tell(f"routes {VIP}")
+    before = eventually(router.learned(VIP))
+    exabgp = first.exabgp()
+    second = start()
+    second.tell(f"routes {VIP2}")
+    second.tell("shutdown")
+    second.process.wait(10)
+    assert first.tell("status") == {"sessions": {PEER: "established"}, "announced": [VIP]}
+    assert (router.routes(VIP), router.routes(VIP2)) == (before, [])
+    assert first.exabgp() == exabgp
+
+
+def test_shutdown_withdraws_and_leaves_nothing(start: StartDriver, router: Router) -> None:
+    driver = start()
+    driver.tell(f"routes {VIP}")
+    eventually(router.learned(VIP))
+    exabgp = driver.exabgp()
+    started_at = time.monotonic()
+    assert driver.tell("shutdown") == {"sessions": {PEER: "down"}, "announced": []}
+    assert time.monotonic() - started_at < 5
+    assert not alive(exabgp)
+    assert not router.routes(VIP)
+    assert sorted(path.name for path in driver.state.iterdir()) == ["exabgp.log"]
+    driver.process.wait(10)
+    assert driver.process.returncode == 0
+
+
+def test_the_last_of_many_changes_wins(start: StartDriver, router: Router) -> None:
+    driver = start()
+    driver.tell(f"routes {VIP2}")
+    eventually(router.learned(VIP2))
+    driver.tell(f"flap {VIP} 100")
+    driver.tell(f"routes {VIP}")
+    eventually(lambda: router.routes(VIP) and driver.announced() == [VIP])
+    driver.tell(f"flap {VIP} 100")
+    eventually(router.lost(VIP))
+
+
+def test_two_balancers_at_a_time(start: StartDriver, router: Router) -> None:
+    one, two = start(A, state="one"), start(B, state="two")
+    for driver in (one, two):
+        driver.tell(f"routes {VIP}")
+    eventually(lambda: len(router.routes(VIP)) == 2)
+    one.tell("shutdown")
+    (path,) = router.routes(VIP)
+    assert "[b " in path

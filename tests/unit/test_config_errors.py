@@ -1,0 +1,389 @@
+"""Refused configurations: in the text of a case, `▸` stands before the node that a finding is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_config import FULL
+from vc5py.config import load, parse
+from vc5py.config.references import MAX_BACKENDS, MAX_VIRTUAL_PORTS
+from vc5py.errors import ConfigError
+
+MARK = "▸"
+
+
+def findings(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "f")
+    return [str(one) for one in caught.value.diagnostics]
+
+
+def judge(marked: str) -> tuple[list[str], list[str]]:
+    """Places marked in the text, and the places and messages of the findings: `f:1:2`, `f:1:2: message`."""
+    places = []
+    for number, line in enumerate(marked.split("\n"), 1):
+        column = 1
+        for part in line.split(MARK)[:-1]:
+            column += len(part)
+            places.append(f"f:{number}:{column}")
+    return places, findings(marked.replace(MARK, ""))
+
+
+def small(service: str = "", check: str = "", top: str = "", reals: str = "[10.0.1.1, 10.0.1.2]") -> str:
+    """A configuration that is right but for what the caller adds."""
+    checks = f" [{{name: c, type: http{check}}}]"
+    keys = {"name": " a", "addr": " 10.0.0.1", "port": " 80", "real": " g", "checks": checks}
+    for line in filter(None, service.split("\n")):
+        key, _, value = line.partition(":")
+        keys.pop(key, None)
+        keys[key] = value
+    lines = "".join(f"    {key}:{value}\n" for key, value in keys.items())
+    return f"services:\n  -\n{lines}reals:\n  g: {reals}\n{top}"
+
+
+PORT = "a port number from 1 to 65535"
+VIP = "the IPv4 address of a host"
+HOST = "the IPv4 or IPv6 address of a host"
+NOT_YET = "an IPv4 address (IPv6 is not supported yet)"
+GROUP = "a multicast address and port, such as '224.0.0.1:9999' or '[ff02::1]:9999'"
+LINE = "text of 1 to 128 printable characters on one line"
+URL_PATH = "a path that starts with '/', in visible ASCII characters (others percent-encoded)"
+URL_HOST = "a host name or IPv4 address, if need be with ':port'"
+FLOWS = "a power of two from 1024 to 67108864"
+STATUS = "an HTTP status code from 100 to 599"
+PROBE = "seconds from 0.01 to 3600"
+DAY = "seconds from 0 to 86400"
+TOP_KEYS = "one of learn, multicast, rhi, metrics, flows, services, reals"
+SERVICE_KEYS = "one of name, desc, addr, port, protocol, real, need, checks"
+CHECK_KEYS = "one of name, type, port, path, host, method, expect, interval, timeout, rise, fall"
+
+SINGLE_VALUES = [
+    ("port: ▸abc", "port: found 'abc'", PORT),
+    ("port: ▸'80'", "port: found '80'", PORT),
+    ("port: ▸0", "port: found 0", PORT),
+    ("port: ▸65536", "port: found 65536", PORT),
+    ("port: ▸-1", "port: found -1", PORT),
+    ("port: ▸80.0", "port: found 80.0", PORT),
+    ("port: ▸true", "port: found true", PORT),
+    ("port: ▸0080", "port: found '0080'", PORT),
+    ("port: ▸0x50", "port: found '0x50'", PORT),
+    ("port: ▸{a: 1}", "port: found a mapping", PORT),
+    ("port: ▸[]", "port: found an empty list", "at least one item"),
+    ("port: [80, ▸[81]]", "port[1]: found a list", PORT),
+    ("port: [80, ▸http]", "port[1]: found 'http'", PORT),
+    ("addr: ▸nginx", "addr: found 'nginx'", VIP),
+    ("addr: ▸10.0.0.256", "addr: found '10.0.0.256'", VIP),
+    ("addr: ▸10.0.0.01", "addr: found '10.0.0.01'", VIP),
+    ("addr: ▸10.0.0.0/24", "addr: found '10.0.0.0/24'", VIP),
+    ("addr: ▸10.1", "addr: found 10.1", VIP),
+    ("addr: ▸167772161", "addr: found 167772161", VIP),
+    ("addr: ▸0.0.0.0", "addr: found '0.0.0.0'", VIP),
+    ("addr: ▸224.0.0.1", "addr: found '224.0.0.1'", VIP),
+    ("addr: ▸255.255.255.255", "addr: found '255.255.255.255'", VIP),
+    ("addr: ▸2001:db8::1", "addr: found '2001:db8::1'", NOT_YET),
+    ("addr: [10.0.0.1, ▸'::1']", "addr[1]: found '::1'", NOT_YET),
+    ("protocol: ▸sctp", "protocol: found 'sctp'", "tcp or udp"),
+    ("protocol: ▸TCP", "protocol: found 'TCP'", "tcp or udp"),
+    ("protocol: [tcp, ▸6]", "protocol[1]: found 6", "tcp or udp"),
+    ("need: ▸0", "need: found 0", "a whole number of reals, at least 1"),
+    ("need: ▸1.5", "need: found 1.5", "a whole number of reals, at least 1"),
+    ("need: ▸3", "need: found 3", "at most 2, the number of reals"),
+    ("name: ▸80", "name: found 80", LINE),
+    ("name: ▸''", "name: found ''", LINE),
+    ("name: ▸' a'", "name: found ' a'", LINE),
+    ('name: ▸"a\\nannounce route"', "name: found 'a\\nannounce route'", LINE),
+    ('name: ▸"a\\u202e"', "name: found 'a\\u202e'", LINE),
+    ('name: ▸"a\\u2028b"', "name: found 'a\\u2028b'", LINE),
+    (f"name: ▸{'x' * 129}", f"name: found '{'x' * 59}...", LINE),
+    ("desc: ▸[]", "desc: found an empty list", "text of at most 256 printable characters on one line"),
+    ('desc: ▸"\\e[2J"', "desc: found '\\x1b[2J'", "text of at most 256 printable characters on one line"),
+    ("real: ▸h", "real: found 'h'", "the name of a group in reals"),
+    ("real: [▸gg, g]", "real[0]: found 'gg'", "the name of a group in reals (did you mean 'g'?)"),
+    ("checks: ▸{}", "checks: found a mapping", "a list"),
+    ("checks:▸", "checks: found nothing", "a list"),
+    ("checks: [▸http]", "checks[0]: found 'http'", "a mapping"),
+    ("▸prot: udp", "prot: found an unknown key", f"{SERVICE_KEYS} (did you mean 'port'?)"),
+    ("▸protcol: udp", "protcol: found an unknown key", f"{SERVICE_KEYS} (did you mean 'protocol'?)"),
+    ("▸sticky: 1", "sticky: found an unknown key", SERVICE_KEYS),
+]
+
+
+@pytest.mark.parametrize(("line", "found", "expected"), SINGLE_VALUES)
+def test_service_keys(line: str, found: str, expected: str) -> None:
+    places, messages = judge(small(service=line))
+    assert messages == [f"{places[0]}: services[0].{found}, expected {expected}"]
+
+
+CHECK_VALUES = [
+    ("port: ▸http", "port: found 'http'", PORT),
+    ("port: ▸", "port: found nothing", "a value, or no such key"),
+    ("path: ▸alive", "path: found 'alive'", URL_PATH),
+    ("path: ▸/a b", "path: found '/a b'", URL_PATH),
+    ("path: ▸/é", "path: found '/é'", URL_PATH),
+    ('path: ▸"/ HTTP/1.1\\r\\nX: y"', "path: found '/ HTTP/1.1\\r\\nX: y'", URL_PATH),
+    ('path: ▸"/a\\n"', "path: found '/a\\n'", URL_PATH),
+    ('host: ▸"a\\r\\nX: y"', "host: found 'a\\r\\nX: y'", URL_HOST),
+    ('host: ▸"a\\n"', "host: found 'a\\n'", URL_HOST),
+    ("host: ▸a b", "host: found 'a b'", URL_HOST),
+    ("host: ▸a..b", "host: found 'a..b'", URL_HOST),
+    (f"host: ▸{'a' * 64}", f"host: found '{'a' * 59}...", URL_HOST),
+    ("host: ▸-a", "host: found '-a'", URL_HOST),
+    ("method: ▸get", "method: found 'get'", "one of GET, HEAD, OPTIONS, POST"),
+    ('method: ▸"GET\\n"', "method: found 'GET\\n'", "one of GET, HEAD, OPTIONS, POST"),
+    ("expect: ▸2xx", "expect: found '2xx'", STATUS),
+    ("expect: ▸99", "expect: found 99", STATUS),
+    ("expect: [200, ▸600]", "expect[1]: found 600", STATUS),
+    ("expect: ▸[]", "expect: found an empty list", "at least one item"),
+    ("interval: ▸0", "interval: found 0", PROBE),
+    ("interval: ▸true", "interval: found true", PROBE),
+    ("interval: ▸2s", "interval: found '2s'", PROBE),
+    ("interval: ▸.nan", "interval: found '.nan'", PROBE),
+    ("timeout: ▸1e999", "timeout: found inf", PROBE),
+    ("timeout: ▸3601", "timeout: found 3601", PROBE),
+    ("rise: ▸0", "rise: found 0", "a whole number from 1 to 100"),
+    ("fall: ▸1.0", "fall: found 1.0", "a whole number from 1 to 100"),
+    ("▸intervall: 1", "intervall: found an unknown key", f"{CHECK_KEYS} (did you mean 'interval'?)"),
+]
+
+
+@pytest.mark.parametrize(("line", "found", "expected"), CHECK_VALUES)
+def test_check_keys(line: str, found: str, expected: str) -> None:
+    places, messages = judge(small(check=f", {line}"))
+    assert messages == [f"{places[0]}: services[0].checks[0].{found}, expected {expected}"]
+
+
+TOP_VALUES = [
+    ("learn: ▸-1", "learn: found -1", DAY),
+    ("learn: ▸1:30", "learn: found '1:30'", DAY),
+    ("learn: ▸no", "learn: found 'no'", DAY),
+    (f"learn: ▸{'9' * 40}", f"learn: found '{'9' * 40}'", DAY),
+    ("multicast: ▸224.0.0.1", "multicast: found '224.0.0.1'", GROUP),
+    ("multicast: ▸10.0.0.1:9999", "multicast: found '10.0.0.1:9999'", GROUP),
+    ("multicast: ▸224.0.0.1:0", "multicast: found '224.0.0.1:0'", GROUP),
+    ("multicast: ▸224.0.0.1:65536", "multicast: found '224.0.0.1:65536'", GROUP),
+    ("multicast: ▸ff02::1:9999", "multicast: found 'ff02::1:9999'", GROUP),
+    ("multicast: ▸'[224.0.0.1]:9999'", "multicast: found '[224.0.0.1]:9999'", GROUP),
+    ("multicast: ▸'[fd00::1]:9999'", "multicast: found '[fd00::1]:9999'", GROUP),
+    ("multicast: ▸9999", "multicast: found 9999", GROUP),
+    ("multicast:▸", "multicast: found nothing", "a value, or no such key"),
+    ("flows: ▸1000", "flows: found 1000", FLOWS),
+    ("flows: ▸512", "flows: found 512", FLOWS),
+    ("flows: ▸134217728", "flows: found 134217728", FLOWS),
+    ("flows: ▸1e6", "flows: found 1000000.0", FLOWS),
+    ("metrics: ▸9955", "metrics: found 9955", "a mapping"),
+    ("metrics: {port: ▸0}", "metrics.port: found 0", PORT),
+    ("metrics: {address: ▸host}", "metrics.address: found 'host'", "an IPv4 or IPv6 address to listen on"),
+    (
+        "metrics: {▸adress: 1}",
+        "metrics.adress: found an unknown key",
+        "one of address, port (did you mean 'address'?)",
+    ),
+    ("rhi:▸", "rhi: found nothing", "a value, or no such key"),
+    (
+        "rhi: {as_number: ▸0, peers: [10.0.2.1]}",
+        "rhi.as_number: found 0",
+        "an AS number from 1 to 4294967295",
+    ),
+    ("rhi: {as_number: 1, peers: ▸10.0.2.1}", "rhi.peers: found '10.0.2.1'", "a list"),
+    ("rhi: {as_number: 1, peers: ▸[]}", "rhi.peers: found an empty list", "at least one item"),
+    ("rhi: {as_number: 1, peers: [▸router]}", "rhi.peers[0]: found 'router'", HOST),
+    ("rhi: {as_number: 1, peers: [▸'fe80::1%a']}", "rhi.peers[0]: found 'fe80::1%a'", HOST),
+    ("▸service: 1", "service: found an unknown key", f"{TOP_KEYS} (did you mean 'services'?)"),
+    ("▸<<: {learn: 1}", "['<<']: found an unknown key", TOP_KEYS),
+]
+
+
+@pytest.mark.parametrize(("line", "found", "expected"), TOP_VALUES)
+def test_top_level_keys(line: str, found: str, expected: str) -> None:
+    places, messages = judge(small(top=line))
+    assert messages == [f"{places[0]}: {found}, expected {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("reals", "found", "expected"),
+    [
+        ("▸10.0.1.1", "reals.g: found '10.0.1.1'", "a list"),
+        ("▸[]", "reals.g: found an empty list", "at least one item"),
+        ("[▸web]", "reals.g[0]: found 'web'", VIP),
+        ("[10.0.1.1, ▸fd00::1]", "reals.g[1]: found 'fd00::1'", NOT_YET),
+        ("[10.0.1.1, ▸10.0.1.1]", "reals.g[1]: found '10.0.1.1' again", "it once (first on line 9)"),
+        ('[10.0.1.1]\n  ▸"a\\n": [10.0.1.2]', "reals['a\\n']: found 'a\\n'", LINE),
+    ],
+)
+def test_groups_of_reals(reals: str, found: str, expected: str) -> None:
+    places, messages = judge(small(reals=reals))
+    assert messages == [f"{places[0]}: {found}, expected {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("▸{}", "found no key 'services', expected one\nfound no key 'reals', expected one"),
+        ("▸[]", "found an empty list, expected a mapping"),
+        ("▸vc5", "found 'vc5', expected a mapping"),
+        ("services:▸\nreals: {}", "services: found nothing, expected a list"),
+        ("services: []\nreals: ▸[]", "reals: found an empty list, expected a mapping"),
+        (
+            "services: [▸{name: a, addr: 10.0.0.1, real: g, checks: []}]\nreals: {g: [10.0.1.1]}",
+            "services[0]: found no key 'port', expected one",
+        ),
+    ],
+)
+def test_missing_keys_and_wrong_shapes(text: str, message: str) -> None:
+    places, messages = judge(text)
+    assert messages == sorted(f"{places[0]}: {line}" for line in message.split("\n"))
+
+
+TWICE = [
+    (
+        "  - {name: ▸a, addr: 10.0.0.2, port: 80, real: h, checks: []}",
+        "services[1].name: found 'a' again, expected it once (first on line 2)",
+    ),
+    (
+        "  - {name: b, addr: [10.0.0.2, 10.0.0.1], port: [81, ▸80], protocol: [udp, tcp], real: h,\n"
+        "     checks: []}",
+        "services[1].port[1]: found 10.0.0.1:80/tcp,"
+        " expected it in one service only (also in services[0], line 2)",
+    ),
+    (
+        "  - {name: b, addr: 10.0.0.2, port: 80, real: [g, ▸h], checks: []}",
+        "services[1].real[1]: found 10.0.1.2 in group 'h',"
+        " expected every real once in a service (also in group 'g')",
+    ),
+    (
+        "  - {name: b, addr: 10.0.0.2, port: 80, real: [g, ▸g], checks: []}",
+        "services[1].real[1]: found 'g' again, expected it once (first on line 3)",
+    ),
+    (
+        "  - {name: b, addr: 10.0.0.2, port: [80, 81, ▸80], real: g, checks: []}",
+        "services[1].port[2]: found 80 again, expected it once (first on line 3)",
+    ),
+    (
+        "  - {name: b, addr: [10.0.0.2, ▸10.0.0.2], port: 80, real: g, checks: []}",
+        "services[1].addr[1]: found '10.0.0.2' again, expected it once (first on line 3)",
+    ),
+    (
+        "  - {name: b, addr: 10.0.0.2, port: 80, protocol: [tcp, ▸tcp], real: g, checks: []}",
+        "services[1].protocol[1]: found 'tcp' again, expected it once (first on line 3)",
+    ),
+    (
+        "  - {name: b, addr: 10.0.0.2, port: 80, real: g,\n"
+        "     checks: [{name: c, type: tcp}, {name: ▸c, type: http}]}",
+        "services[1].checks[1].name: found 'c' again, expected it once (first on line 4)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("service", "message"), TWICE)
+def test_what_may_stand_only_once(service: str, message: str) -> None:
+    places, messages = judge(f"""services:
+  - {{name: a, addr: 10.0.0.1, port: 80, real: g, checks: []}}
+{service}
+reals:
+  g: [10.0.1.1, 10.0.1.2]
+  h: [10.0.1.2]
+""")
+    assert messages == [f"{places[0]}: {message}"]
+
+
+def test_a_peer_twice() -> None:
+    places, messages = judge(small(top="rhi: {as_number: 1, peers: ['fd00::1', ▸'fd00:0::1']}"))
+    assert messages == [
+        f"{places[0]}: rhi.peers[1]: found 'fd00:0::1' again, expected it once (first on line 10)"
+    ]
+
+
+@pytest.mark.parametrize("key", ["path: /", "host: a", "method: GET", "expect: 200"])
+def test_what_only_http_checks_have(key: str) -> None:
+    places, messages = judge(small(service=f"checks: [{{name: c, type: tcp, ▸{key}}}]"))
+    name = key.partition(":")[0]
+    expected = "found in a tcp check, expected only in http and https checks"
+    assert messages == [f"{places[0]}: services[0].checks[0].{name}: {expected}"]
+
+
+def test_all_findings_come_at_once_in_the_order_of_the_file() -> None:
+    places, messages = judge("""learn: ▸no
+services:
+  - name: ▸"a\\n"
+    addr: 10.0.0.1
+    port: [80, ▸http]
+    ▸prot: tcp
+    real: [h, g, ▸i]
+    checks: [{name: c, type: ▸ftp, ▸name: d}]
+    desc: x
+    ▸desc: y
+  - {name: b, addr: 10.0.0.1, port: ▸80, real: g, need: ▸2, checks: [▸*c]}
+reals:
+  g: [10.0.1.1]
+  h: ▸[]
+""")
+    assert [message.split(": ")[0] for message in messages] == places
+
+
+def test_a_node_with_a_finding_leads_to_no_further_ones() -> None:
+    """Neither a group nor a count is judged where a part of it is already known to be wrong."""
+    places, messages = judge(small(service="need: 2", reals="[10.0.1.1, ▸web]"))
+    assert [message.split(": ")[0] for message in messages] == places
+    places, messages = judge(small(reals="[10.0.1.1]").replace("\n  g: [10.0.1.1]", " ▸[]"))
+    assert [message.split(": ")[0] for message in messages] == places
+
+
+def _addresses(count: int) -> str:
+    return ", ".join(f"10.1.{number >> 8}.{number & 255}" for number in range(1, count + 1))
+
+
+def test_more_ports_than_the_data_plane_has_room_for() -> None:
+    ports = ", ".join(map(str, range(1, 258)))
+    messages = findings(small(service=f"addr: [{_addresses(256)}]\nport: [{ports}]"))
+    expected = f"found {256 * 257} (VIP, port, protocol), expected at most {MAX_VIRTUAL_PORTS}"
+    assert messages == [f"f:2:3: services: {expected}"]
+
+
+def test_more_backends_than_the_data_plane_has_room_for() -> None:
+    messages = findings(small(service=f"addr: [{_addresses(256)}]", reals=f"[{_addresses(256)}]"))
+    expected = f"services: found 65536 backends (VIPs times reals), expected at most {MAX_BACKENDS}"
+    assert messages == [f"f:2:3: {expected}"]
+
+
+# Files
+
+
+def test_the_file_is_named_as_it_was_given(tmp_path: Path) -> None:
+    file = tmp_path / "vc5.yaml"
+    file.write_text(FULL.replace("5001", "http"))
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert str(caught.value) == f"{file}:17:68: services[1].port: found 'http', expected {PORT}"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("none.yaml", "No such file or directory"), (".", "Is a directory"), ("a\0b", "embedded null byte")],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name}: can't be read: {reason}"
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "latin1.yaml"
+    file.write_bytes("learn: 1\n# é: d\xe9j\xe0".encode() + b" \xe9\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert str(caught.value) == f"{file}:2:11: found the byte 0xe9, expected text in UTF-8"
+
+
+def test_a_file_that_never_ends() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Path("/dev/zero"))
+    assert str(caught.value) == "/dev/zero: found more than 4194304 bytes, expected a smaller file"
+
+
+def test_a_file_cut_within_a_character(tmp_path: Path) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_bytes(b"#" + "é".encode() * (2 << 20) + b"\n")
+    with pytest.raises(ConfigError, match="found more than 4194304 bytes"):
+        load(file)

@@ -1,0 +1,244 @@
+"""When each backend is probed: a fixed cadence for each, kept by one timer for all.
+
+Must not know: what a result leads to (it is handed to `report`), what a mark means to the data plane.
+
+Invariants: a target has at most one probe in flight; waiting targets cost an entry in a heap and no task;
+a target that stays keeps its cadence whatever happens to others; results of targets no longer wanted are
+dropped; nothing that a probe does ends the scheduler.
+
+The life of a target: heap (waits until it is due) -> fair queue (waits for a place) -> task -> heap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from vc5py import checks
+from vc5py.checks.queue import FairQueue
+from vc5py.checks.result import ProbeResult, Reason
+from vc5py.model import BackendId, Check, CheckType, IPAddress
+
+log = logging.getLogger(__name__)
+
+MAX_SPLAY_S = 1.0
+FASTEST_S = 0.1
+HURRY_FACTOR = 4
+SLOW_SHARE = 0.5
+"""A probe that takes more of its timeout than this is slow, and the target's next one queues accordingly."""
+
+Prober = Callable[[IPAddress, Check, int, IPAddress | None], Awaitable[ProbeResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """`probes` counts completed ones; `lag_s` is how much later than planned the last one began."""
+
+    probes: Mapping[tuple[CheckType, Reason], int]
+    targets: int
+    in_flight: int
+    lag_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Target:
+    """`due_s` is the time planned for the next probe, or of the present one (the event loop's clock).
+
+    `turn` is the number of its one valid heap entry, None while it isn't in the heap.
+    """
+
+    backend: BackendId
+    check: Check
+    due_s: float = 0.0
+    fast: bool = False
+    slow: bool = False
+    wanted: bool = True
+    turn: int | None = None
+
+    @property
+    def interval_s(self) -> float:
+        return fast_interval_s(self.check.interval_s) if self.fast else self.check.interval_s
+
+
+def fast_interval_s(interval_s: float) -> float:
+    """The interval while a state is changing: a quarter, at least 0.1 s, never longer than usual."""
+    return min(interval_s, max(FASTEST_S, interval_s / HURRY_FACTOR))
+
+
+def next_due_s(due_s: float, interval_s: float, now_s: float) -> float:
+    """The next beat of the cadence that isn't past; beats missed are skipped, never made up for."""
+    beats = max(1, math.ceil((now_s - due_s) / interval_s))
+    return due_s + beats * interval_s
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Scheduler:
+    """Probes every target at its interval, at most `limit` at once.
+
+    `mark_of` names the mark that steers to a backend, None as long as the data plane doesn't have it;
+    `report` gets every result. Both are called from the event loop and must not block.
+    """
+
+    def __init__(
+        self,
+        mark_of: Callable[[BackendId], int | None],
+        report: Callable[[BackendId, Check, ProbeResult], None],
+        source: IPAddress | None,
+        rng: random.Random,
+        *,
+        limit: int = 512,
+        prober: Prober = checks.probe,
+    ) -> None:
+        self._mark_of = mark_of
+        self._report = report
+        self._source = source
+        self._rng = rng
+        self._prober = prober
+        self._targets: dict[tuple[BackendId, Check], _Target] = {}
+        self._heap: list[tuple[float, int, _Target]] = []
+        self._turns = itertools.count()
+        self._queue: FairQueue[_Target] = FairQueue(limit)
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._probes: Counter[tuple[CheckType, Reason]] = Counter()
+        self._lag_s = 0.0
+
+    def set_targets(self, targets: Iterable[tuple[BackendId, Check]]) -> None:
+        """Probes these from now on, and only these. Targets that stay are left as they are."""
+        wanted = dict.fromkeys(targets)
+        for key in self._targets.keys() - wanted.keys():
+            self._drop(self._targets.pop(key))
+        for key in wanted:
+            if key not in self._targets:
+                target = self._targets[key] = _Target(*key)
+                if self._tasks is not None:
+                    self._splay(target)
+        self._drop_stale()
+        self._arm()
+
+    def hurry(self, backend: BackendId, check: Check, fast: bool) -> None:
+        """Probes the target at `fast_interval_s` until told otherwise; nothing for an unknown target."""
+        target = self._targets.get((backend, check))
+        if target is None or target.fast is fast:
+            return
+        target.fast = fast
+        if target.turn is None:  # in flight or about to be; planned anew afterwards
+            return
+        sooner_s = _now_s() + target.interval_s
+        if sooner_s < target.due_s:
+            self._plan(target, sooner_s)
+            self._arm()
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(dict(self._probes), len(self._targets), self._queue.in_flight, self._lag_s)
+
+    async def run(self) -> None:
+        """Probes until cancelled. Run it once."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                for target in self._targets.values():
+                    self._splay(target)
+                self._arm()
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._tasks = None
+                if self._timer is not None:
+                    self._timer.cancel()
+
+    @staticmethod
+    def _drop(target: _Target) -> None:
+        target.wanted = False
+        target.turn = None
+
+    def _splay(self, target: _Target) -> None:
+        """Spreads first probes, lest all of a restart's come at once."""
+        splay_s = self._rng.random() * min(target.check.interval_s, MAX_SPLAY_S)
+        self._plan(target, _now_s() + splay_s)
+
+    def _plan(self, target: _Target, due_s: float) -> None:
+        target.due_s = due_s
+        target.turn = next(self._turns)
+        heapq.heappush(self._heap, (due_s, target.turn, target))
+
+    def _drop_stale(self) -> None:
+        """Forgets heap entries of targets that went or moved, once they are the most of the heap."""
+        if len(self._heap) > 2 * len(self._targets):
+            self._heap = [entry for entry in self._heap if entry[2].turn == entry[1]]
+            heapq.heapify(self._heap)
+
+    def _arm(self) -> None:
+        """Sets the one timer to the first due time."""
+        if self._tasks is None or not self._heap:
+            return
+        due_s = self._heap[0][0]
+        if self._timer is not None:
+            if self._timer.when() <= due_s and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now_s = _now_s()
+        while self._heap and self._heap[0][0] <= now_s:
+            _, turn, target = heapq.heappop(self._heap)
+            if target.turn == turn:
+                target.turn = None
+                self._queue.push(target.backend.virtual_service, target, target.slow)
+        self._start()
+        self._arm()
+
+    def _start(self) -> None:
+        """Starts as many of the queued probes as may go."""
+        while self._tasks is not None and (admitted := self._queue.pop()) is not None:
+            target, lane = admitted
+            if not target.wanted:
+                self._queue.release(lane)
+                continue
+            self._lag_s = max(0.0, _now_s() - target.due_s)
+            name = f"probe {target.backend} {target.check.name}"
+            self._tasks.create_task(self._attend(target, lane), name=name)
+
+    async def _attend(self, target: _Target, lane: bool) -> None:
+        """One probe and all that follows from it."""
+        try:
+            result = await self._probe(target)
+            if target.wanted:
+                self._deliver(target, result)
+        finally:
+            self._queue.release(lane)
+            if target.wanted:
+                self._plan(target, next_due_s(target.due_s, target.interval_s, _now_s()))
+            self._start()
+            self._arm()
+
+    async def _probe(self, target: _Target) -> ProbeResult:
+        """Supervises a probe: a bug in one must not end the others."""
+        try:
+            mark = self._mark_of(target.backend)
+            if mark is None:
+                return ProbeResult(False, Reason.NO_BACKEND, "not in the data plane", 0.0)
+            return await self._prober(target.backend.vip, target.check, mark, self._source)
+        except Exception as error:
+            log.exception("event=probe_crashed backend=%s check=%s", target.backend, target.check.name)
+            return ProbeResult(False, Reason.INTERNAL, repr(error), 0.0)
+
+    def _deliver(self, target: _Target, result: ProbeResult) -> None:
+        """Supervises `report` likewise. It may call `hurry` and `set_targets`."""
+        target.slow = result.duration_s > target.check.timeout_s * SLOW_SHARE
+        self._probes[target.check.type, result.reason] += 1
+        try:
+            self._report(target.backend, target.check, result)
+        except Exception:
+            log.exception("event=report_crashed backend=%s check=%s", target.backend, target.check.name)

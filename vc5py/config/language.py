@@ -1,0 +1,183 @@
+"""The language of the configuration file: its keys, one model per mapping, and how a tree is held against it.
+
+Must not know: files, and anything that takes two places of the file to judge (`references` does). Invariant:
+where `validate` returns a value and reports nothing, types and ranges are right: `build` can't fail.
+
+The models are the one definition of the language: the JSON Schema and the reference are generated from them,
+hence a description on every key. Validation is strict: no value is converted to please a type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vc5py.config.report import WHOLE_FILE, Node, Path, Report, about, mismatch
+from vc5py.config.scalars import (
+    EXPECTED,
+    AsNumber,
+    CheckTypeName,
+    Count,
+    Description,
+    Duration,
+    FlowEntries,
+    ForwardedAddress,
+    HostAddress,
+    LocalAddress,
+    Method,
+    Multicast,
+    Name,
+    Need,
+    NonEmpty,
+    OneOrMore,
+    Optionally,
+    Port,
+    ProbeTime,
+    ProtocolName,
+    Status,
+    UrlHost,
+    UrlPath,
+)
+from vc5py.config.yaml_tree import Tree
+from vc5py.model import Check, CheckType, Config, Protocol, RhiConfig
+
+# The defaults are those of the model.
+_CONFIG = Config(services=())
+_CHECK = Check(name="", type=CheckType.TCP, port=1)
+_RHI = RhiConfig(as_number=1, peers=())
+
+
+class _Mapping(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class CheckSpec(_Mapping):
+    """A check: how to find out whether a real serves the VIP. A healthy real passes all of its service."""
+
+    name: Name = Field(description="Names the check in logs and metrics; unique in its service.")
+    type: CheckTypeName = Field(description="What is probed: an HTTP(S) request, or only a TCP connection.")
+    port: Optionally[Port] = Field(None, description="Port to probe. Default: the service's first port.")
+    path: UrlPath = Field(_CHECK.path, description="Path and query to request (http, https).")
+    host: Optionally[UrlHost] = Field(
+        None, description="Host header, and server name in TLS (http, https). Default: the VIP."
+    )
+    method: Method = Field(_CHECK.method, description="Method of the request (http, https).")
+    expect: OneOrMore[Status] = Field(
+        sorted(_CHECK.expect), description="Accepted status code, or a list of them (http, https)."
+    )
+    interval: ProbeTime = Field(_CHECK.interval_s, description="Seconds between probes.")
+    timeout: ProbeTime = Field(
+        _CHECK.timeout_s, description="Seconds until a probe without an end has failed."
+    )
+    rise: Count = Field(_CHECK.rise, description="Successes in a row that bring a real up.")
+    fall: Count = Field(_CHECK.fall, description="Failures in a row that take a real down.")
+
+
+class ServiceSpec(_Mapping):
+    """A service: the VIPs, ports and protocols that clients connect to, and the reals that answer."""
+
+    name: Name = Field(description="Names the service in logs, metrics and the console; unique.")
+    desc: Description = Field("", description="Free text for people.")
+    addr: OneOrMore[ForwardedAddress] = Field(description="The VIP, or a list of VIPs.")
+    port: OneOrMore[Port] = Field(description="The port, or a list of ports.")
+    protocol: OneOrMore[ProtocolName] = Field(
+        Protocol.TCP, description="The transport protocol (tcp, udp), or a list of both."
+    )
+    real: OneOrMore[Name] = Field(description="The group of reals that serve it, or a list of groups.")
+    need: Need = Field(1, description="The service is healthy while at least so many reals are.")
+    checks: list[CheckSpec] = Field(
+        description="The checks of its reals. An empty list means: take every real as healthy, unchecked."
+    )
+
+
+class RhiSpec(_Mapping):
+    """Route health injection: BGP sessions over which the VIPs of healthy services are announced."""
+
+    as_number: AsNumber = Field(description="Our autonomous system number.")
+    peers: NonEmpty[HostAddress] = Field(description="Addresses of the BGP neighbors.")
+    hold: Duration = Field(
+        _RHI.hold_s, description="Seconds the routes outlive a director that died, until they are withdrawn."
+    )
+
+
+class MetricsSpec(_Mapping):
+    """Where metrics are served over HTTP."""
+
+    address: Optionally[LocalAddress] = Field(None, description="Address to listen on. Default: all of them.")
+    port: Port = Field(_CONFIG.metrics_port, description="TCP port to listen on.")
+
+
+class ConfigSpec(_Mapping):
+    """The whole configuration."""
+
+    learn: Duration = Field(
+        _CONFIG.learn_s,
+        description="Seconds to learn the peers' flows after a start, before VIPs are announced.",
+    )
+    multicast: Optionally[Multicast] = Field(
+        None, description="Multicast address and port for sharing flows with other balancers. Default: none."
+    )
+    rhi: Optionally[RhiSpec] = Field(None, description="BGP. Default: VIPs are not announced.")
+    metrics: MetricsSpec = Field(MetricsSpec(), description="The metrics endpoint.")
+    flows: FlowEntries = Field(_CONFIG.flows, description="Entries in the flow table, a power of two.")
+    services: list[ServiceSpec] = Field(description="The services.")
+    reals: dict[Name, NonEmpty[ForwardedAddress]] = Field(description="Groups of reals by name.")
+
+
+MODELS: dict[Path, type[BaseModel]] = {
+    (): ConfigSpec,
+    ("rhi",): RhiSpec,
+    ("metrics",): MetricsSpec,
+    ("services", 0): ServiceSpec,
+    ("services", 0, "checks", 0): CheckSpec,
+}
+"""The model of every mapping with fixed keys, by its path (any index written as 0)."""
+
+_CONTAINERS = {"list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
+
+
+def validate(tree: Tree, report: Report) -> ConfigSpec | None:
+    """The tree as a value of the language, or None with every finding reported."""
+    try:
+        return ConfigSpec.model_validate(tree.root)
+    except ValidationError as error:
+        for finding in error.errors(include_url=False, include_context=False, include_input=False):
+            _report(tree, report, finding["type"], finding["loc"], finding["msg"])
+    return None
+
+
+def _report(tree: Tree, report: Report, kind: str, loc: Path, expected: str) -> None:
+    path, node = _locate(tree.root, loc)
+    if report.spoilt(path):
+        return
+    mark = tree.marks.get(path, WHOLE_FILE)
+    if kind == "missing":
+        report.add(mark, about(path, f"found no key '{loc[-1]}', expected one"))
+    elif kind == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        hint = report.suggestion(str(path[-1]), known)
+        message = f"found an unknown key, expected one of {', '.join(known)}{hint}"
+        report.add(tree.key_marks[path], about(path, message), path)
+    elif loc[-1:] == ("[key]",):
+        report.add(tree.key_marks[path], mismatch(path, path[-1], expected), path)
+    elif kind == "too_short":
+        report.add(mark, mismatch(path, node, "at least one item"), path)
+    else:
+        what = expected if kind == EXPECTED else _CONTAINERS.get(kind, f"something else: {expected}")
+        report.add(mark, mismatch(path, node, what), path)
+
+
+def _locate(root: Node, loc: Path) -> tuple[Path, Node]:
+    """The node an error is about: `loc` without the parts that pydantic adds (tags, a missing key)."""
+    path: Path = ()
+    node: Any = root
+    for part in loc:
+        there = isinstance(node, list) if isinstance(part, int) else isinstance(node, dict) and part in node
+        if there:
+            node, path = node[part], (*path, part)
+    return path, node
+
+
+def _known_keys(path: Path) -> list[str]:
+    return list(MODELS[tuple(0 if isinstance(part, int) else part for part in path)].model_fields)

@@ -1,0 +1,213 @@
+"""The types of single values in the configuration: addresses, ports, seconds, names and the like.
+
+Must not know: keys, files. Every type says in one phrase what it expects, whatever is wrong with a value;
+that phrase is the message of a pydantic error of type `EXPECTED`. Invariant: no value that passes can carry
+a line break or another control character into a protocol, a log or an API.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from vc5py.model import CheckType, IPAddress, MulticastGroup, Protocol
+
+EXPECTED = "expected"
+"""Type of the errors raised here; their message is what was expected."""
+
+T = TypeVar("T")
+
+
+def _expected(what: str) -> PydanticCustomError:
+    return PydanticCustomError(EXPECTED, "{what}", {"what": what})
+
+
+def _expects(what: str) -> WrapValidator:
+    """Words whatever is wrong with a value in one way: what was expected instead."""
+
+    def validate(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(value)
+        except ValidationError:
+            raise _expected(what) from None
+
+    return WrapValidator(validate)
+
+
+# Keys that may be left out, and values that may be lists.
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A key may be left out, but one with nothing after it is an oversight: null is refused."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._refuse_nothing, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        described = handler(schema)
+        choices = [choice for choice in described.pop("anyOf", []) if choice != {"type": "null"}]
+        if len(choices) == 1:
+            return {**described, **choices[0]}
+        return {**described, "anyOf": choices} if choices else described
+
+    @staticmethod
+    def _refuse_nothing(value: Any) -> Any:
+        if value is None:
+            raise _expected("a value, or no such key")
+        return value
+
+
+Optionally = Annotated[T | None, _Given()]
+NonEmpty = Annotated[list[T], Field(min_length=1)]
+# The tags appear in the places of pydantic's errors, so they are unlike any key of the language.
+OneOrMore = Annotated[
+    Annotated[T, Tag("<one>")] | Annotated[list[T], Field(min_length=1), Tag("<many>")],
+    Discriminator(lambda value: "<many>" if isinstance(value, list) else "<one>"),
+]
+
+
+# Addresses. None takes a zone (`%eth0`): nothing that uses them could.
+
+
+def _address(text: Any) -> IPAddress | None:
+    try:
+        return ip_address(text) if isinstance(text, str) and "%" not in text else None
+    except ValueError:
+        return None
+
+
+def _is_host(address: IPAddress) -> bool:
+    broadcast = address == IPv4Address("255.255.255.255")
+    return not (address.is_multicast or address.is_unspecified or broadcast)
+
+
+def _host_address(value: Any) -> IPAddress:
+    address = _address(value)
+    if address is None or not _is_host(address):
+        raise _expected("the IPv4 or IPv6 address of a host")
+    return address
+
+
+def _local_address(value: Any) -> IPAddress:
+    address = _address(value)
+    if address is None or address.is_multicast:
+        raise _expected("an IPv4 or IPv6 address to listen on")
+    return address
+
+
+def _forwarded_address(value: Any) -> IPv4Address:
+    """The data plane carries only IPv4 as yet. When it carries both, use `_host_address`."""
+    address = _address(value)
+    if isinstance(address, IPv6Address):
+        raise _expected("an IPv4 address (IPv6 is not supported yet)")
+    if address is None or not _is_host(address):
+        raise _expected("the IPv4 address of a host")
+    return address
+
+
+_GROUP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})")
+
+
+def _multicast_group(value: Any) -> MulticastGroup:
+    match = _GROUP.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        address, port = _address(match["v6"] or match["v4"]), int(match["port"])
+        as_written = address is not None and address.version == (6 if match["v6"] else 4)
+        if address is not None and as_written and address.is_multicast and 1 <= port <= 65535:
+            return MulticastGroup(address, port)
+    raise _expected("a multicast address and port, such as '224.0.0.1:9999' or '[ff02::1]:9999'")
+
+
+HostAddress = Annotated[IPAddress, BeforeValidator(_host_address)]
+LocalAddress = Annotated[IPAddress, BeforeValidator(_local_address)]
+ForwardedAddress = Annotated[IPv4Address, BeforeValidator(_forwarded_address)]
+Multicast = Annotated[
+    MulticastGroup,
+    PlainValidator(_multicast_group),
+    WithJsonSchema({"type": "string", "examples": ["224.0.0.1:9999", "[ff02::1]:9999"]}),
+]
+
+
+# Numbers. Booleans are no numbers, and integers do where a fraction may stand.
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("not a power of two")
+    return value
+
+
+Port = Annotated[int, Field(ge=1, le=65535), _expects("a port number from 1 to 65535")]
+AsNumber = Annotated[int, Field(ge=1, le=2**32 - 1), _expects("an AS number from 1 to 4294967295")]
+Status = Annotated[int, Field(ge=100, le=599), _expects("an HTTP status code from 100 to 599")]
+Count = Annotated[int, Field(ge=1, le=100), _expects("a whole number from 1 to 100")]
+Need = Annotated[int, Field(ge=1), _expects("a whole number of reals, at least 1")]
+FlowEntries = Annotated[
+    int,
+    Field(ge=1 << 10, le=1 << 26),
+    AfterValidator(_power_of_two),
+    _expects("a power of two from 1024 to 67108864"),
+]
+Duration = Annotated[float, Field(ge=0, le=86400), _expects("seconds from 0 to 86400")]
+ProbeTime = Annotated[float, Field(ge=0.01, le=3600), _expects("seconds from 0.01 to 3600")]
+
+
+# Words.
+
+
+def _one_of(words: type[Protocol] | type[CheckType]) -> WrapValidator:
+    *most, last = words
+    return _expects(f"{', '.join(most)} or {last}")
+
+
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# \p{C} holds control characters and invisible changes of direction; \p{Z} all kinds of spaces.
+_SEEN, _SEEN_OR_SPACE = r"[^\p{C}\p{Z}]", r"[^\p{C}\p{Zl}\p{Zp}]"
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST")
+
+ProtocolName = Annotated[Protocol, Field(strict=False), _one_of(Protocol)]
+CheckTypeName = Annotated[CheckType, Field(strict=False), _one_of(CheckType)]
+Name = Annotated[
+    str,
+    Field(max_length=128, pattern=rf"^{_SEEN}(?:{_SEEN_OR_SPACE}*{_SEEN})?$"),
+    _expects("text of 1 to 128 printable characters on one line"),
+]
+Description = Annotated[
+    str,
+    Field(max_length=256, pattern=rf"^{_SEEN_OR_SPACE}*$"),
+    _expects("text of at most 256 printable characters on one line"),
+]
+UrlPath = Annotated[
+    str,
+    Field(max_length=2048, pattern="^/[!-~]*$"),
+    _expects("a path that starts with '/', in visible ASCII characters (others percent-encoded)"),
+]
+UrlHost = Annotated[
+    str,
+    Field(max_length=259, pattern=rf"^{_LABEL}(?:\.{_LABEL})*(?::[0-9]{{1,5}})?$"),
+    _expects("a host name or IPv4 address, if need be with ':port'"),
+]
+Method = Annotated[
+    str, Field(pattern=f"^(?:{'|'.join(_METHODS)})$"), _expects(f"one of {', '.join(_METHODS)}")
+]

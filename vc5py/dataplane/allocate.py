@@ -1,0 +1,70 @@
+"""Hands out indices of maps, singly and in runs, and keeps freed ones back until nothing can refer to them.
+
+Pure. Invariant: what is handed out is neither in use nor in quarantine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from vc5py.errors import DataplaneError
+
+
+class RunAllocator:
+    """First fit over [0, capacity): runs of consecutive indices."""
+
+    def __init__(self, capacity: int, what: str) -> None:
+        self.capacity = capacity
+        self._what = what
+        self._free: list[tuple[int, int]] = [(0, capacity)]  # (start, length), ascending, never adjacent
+
+    def take(self, length: int) -> int:
+        """The start of a free run; raises DataplaneError where there is none."""
+        for i, (start, room) in enumerate(self._free):
+            if room >= length:
+                self._free[i : i + 1] = [(start + length, room - length)] if room > length else []
+                return start
+        raise DataplaneError(f"no room for {length} more {self._what} (of {self.capacity})")
+
+    def reserve(self, start: int, length: int) -> bool:
+        """Takes a given run; False (and nothing taken) where it isn't wholly free."""
+        for i, (free, room) in enumerate(self._free):
+            if free <= start and start + length <= free + room:
+                rest = [(free, start - free), (start + length, free + room - start - length)]
+                self._free[i : i + 1] = [run for run in rest if run[1]]
+                return True
+        return False
+
+    def give_back(self, start: int, length: int) -> None:
+        runs = sorted([*self._free, (start, length)])
+        merged = [runs[0]]
+        for begin, room in runs[1:]:
+            last, size = merged[-1]
+            if last + size == begin:
+                merged[-1] = (last, size + room)
+            else:
+                merged.append((begin, room))
+        self._free = merged
+
+    @property
+    def free(self) -> int:
+        return sum(room for _, room in self._free)
+
+
+class Quarantine:
+    """Things freed, each with the time from which it may be used again."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self._queue: deque[tuple[float, int, int]] = deque()
+
+    def add(self, start: int, length: int, now: float) -> None:
+        self._queue.append((now + self._wait_s, start, length))
+
+    def release(self, now: float) -> list[tuple[int, int]]:
+        """The (start, length) whose time has come."""
+        out = []
+        while self._queue and self._queue[0][0] <= now:
+            _, start, length = self._queue.popleft()
+            out.append((start, length))
+        return out

@@ -1,0 +1,53 @@
+"""What the rest of the balancer may ask of a data plane, the kernel's or a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vc5py.model import BackendId, Desired, IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Packets and bytes (of the frames as received) since the maps were made."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One reading. `flows` counts live entries of the flow table by backend."""
+
+    traffic: Mapping[BackendId, Traffic] = field(default_factory=dict)
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    flows: Mapping[BackendId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Where a real is: the interface it is on and its MAC address there (`02:00:00:00:00:01`)."""
+
+    ifindex: int
+    mac: str
+
+
+class Dataplane(Protocol):
+    def apply(self, desired: Desired) -> None:
+        """Makes the data plane equal to `desired.services`. Idempotent; raises DataplaneError."""
+
+    def was_up(self, backend: BackendId) -> bool:
+        """Whether an earlier run left this backend up."""
+
+    def mark_of(self, backend: BackendId) -> int | None:
+        """The SO_MARK that steers a probe to this backend, or None where it isn't installed."""
+
+    def set_neighbour(self, real: IPAddress, neighbour: Neighbour | None) -> None:
+        """Says where a real is, or that nobody knows."""
+
+    def maintain(self, now: float) -> None:
+        """Housekeeping, about once a second. `now`: seconds of a monotonic clock."""
+
+    def counters(self) -> Counters: ...

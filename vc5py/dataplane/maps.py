@@ -1,0 +1,200 @@
+"""The data plane's maps: made to the configuration's size, pinned, adopted after a restart.
+
+Maps are pinned in `<bpf_dir>/<layout hash>/`, so that a program with another layout never reads them, and
+whatever outlives the control plane (packets, flows, counters) is found again. Knows the maps' shapes and
+sizes; not what their contents mean.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vc5py.dataplane import abi, libbpf
+from vc5py.dataplane.libbpf import BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, MapType
+from vc5py.errors import DataplaneError
+
+BPF_FS_MAGIC = 0xCAFE4A11
+
+_ARRAYS: Mapping[str, np.dtype[np.void]] = {
+    "flows": np.dtype((abi.FLOW_ENTRY, abi.FLOW_WAYS)),
+    "services": abi.SERVICE,
+    "backends": abi.BACKEND,
+    "slots": abi.SLOT_LINE,
+    "backend_counts": abi.BACKEND_COUNT,
+    "verdict_counts": abi.VERDICT_COUNTS,
+    "interfaces": abi.INTERFACE,
+    "settings": abi.SETTINGS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers of entries. `flow_sets` and `backends` are powers of two."""
+
+    flow_sets: int
+    services: int
+    backends: int
+    slot_lines: int
+    service_keys: int
+    cpus: int
+    interfaces: int
+
+    def entries(self, name: str) -> int:
+        """How many entries the map of that name has."""
+        return {
+            "flows": self.flow_sets,
+            "services": self.services,
+            "backends": self.backends,
+            "slots": self.slot_lines,
+            "backend_counts": self.backends * self.cpus,
+            "verdict_counts": self.cpus,
+            "interfaces": self.interfaces,
+            "settings": 1,
+            "services4": self.service_keys,
+            "ports": self.interfaces,
+        }[name]
+
+
+def possible_cpus() -> int:
+    """How many CPUs the kernel may ever number (`/sys/devices/system/cpu/possible`, as "0-7")."""
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
+    return int(text.replace(",", "-").split("-")[-1]) + 1
+
+
+def _create(name: str, entries: int) -> int:
+    if name == "services4":
+        return libbpf.create_map(MapType.HASH, name, 8, 4, entries, BPF_F_NO_PREALLOC)
+    if name == "ports":
+        return libbpf.create_map(MapType.DEVMAP, name, 4, 4, entries)
+    return libbpf.create_map(MapType.ARRAY, name, 4, _ARRAYS[name].itemsize, entries, BPF_F_MMAPABLE)
+
+
+_NAMES = (*_ARRAYS, "services4", "ports")
+
+
+class Maps:
+    """All maps, open: file descriptors by name, and the arrays as numpy views of the shared memory.
+
+    A view's element is one map entry; `flows` has shape (sets, ways), `backend_counts` (cpus, backends).
+    """
+
+    def __init__(self, fds: Mapping[str, int], sizes: Sizes) -> None:
+        self.fds = dict(fds)
+        self.sizes = sizes
+        self.flows = self._view("flows")
+        self.services = self._view("services")
+        self.backends = self._view("backends")
+        self.slots = self._view("slots")["slot"]
+        self.backend_counts = self._view("backend_counts").reshape(sizes.cpus, sizes.backends)
+        self.verdict_counts = self._view("verdict_counts")["packets"]
+        self.interfaces = self._view("interfaces")["link"]
+        self.settings = self._view("settings")
+
+    def _view(self, name: str) -> NDArray[np.void]:
+        dtype, entries = _ARRAYS[name], self.sizes.entries(name)
+        size = entries * dtype.itemsize
+        pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(self.fds[name], pages)
+        return np.frombuffer(memory, dtype=dtype, count=entries)
+
+    def macros(self) -> dict[str, int]:
+        """What the C file needs to know of the maps."""
+        return {f"FD_{name}": fd for name, fd in self.fds.items()} | {
+            "FLOW_SETS": self.sizes.flow_sets,
+            "BACKEND_CAPACITY": self.sizes.backends,
+        }
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+
+
+def create(sizes: Sizes) -> Maps:
+    """New maps, not pinned: they are gone with the last reference."""
+    return Maps({name: _create(name, sizes.entries(name)) for name in _NAMES}, sizes)
+
+
+def prepare_directory(bpf_dir: Path) -> Path:
+    """Makes and returns the directory for the pins of this layout; `bpf_dir` must be on a bpf filesystem."""
+    directory = bpf_dir / abi.layout_hash()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataplaneError(f"can't make {directory}: {error.strerror}") from error
+    if not _is_bpffs(directory):
+        raise DataplaneError(f"{bpf_dir} is not on a bpf filesystem: mount -t bpf bpf /sys/fs/bpf")
+    return directory
+
+
+def _is_bpffs(path: Path) -> bool:
+    best, kind = "", ""
+    resolved = str(path.resolve())
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, point, fstype, *_ = line.split(" ")
+        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, fstype
+    return kind == "bpf"
+
+
+def _open_pinned(directory: Path) -> tuple[dict[str, int], Sizes] | None:
+    """The maps of an earlier run, or None where there are none or not all."""
+    if not all((directory / name).exists() for name in _NAMES):
+        return None
+    fds = {name: libbpf.get_pinned(directory / name) for name in _NAMES}
+    entries = {name: libbpf.map_info(fd).max_entries for name, fd in fds.items()}
+    sizes = Sizes(
+        flow_sets=entries["flows"],
+        services=entries["services"],
+        backends=entries["backends"],
+        slot_lines=entries["slots"],
+        service_keys=entries["services4"],
+        cpus=entries["verdict_counts"],
+        interfaces=entries["interfaces"],
+    )
+    return fds, sizes
+
+
+def _pin_all(maps: Maps, directory: Path) -> None:
+    """Each pin is replaced by a rename, so that a crash leaves an old or a new map, never none."""
+    for name, fd in maps.fds.items():
+        fresh = directory / f"{name}_new"
+        fresh.unlink(missing_ok=True)
+        libbpf.pin(fd, fresh)
+        fresh.rename(directory / name)
+
+
+def open_or_create(bpf_dir: Path, wanted: Sizes) -> tuple[Maps, Maps | None]:
+    """Adopts the pinned maps where they are large enough, else makes new ones.
+
+    Returns the maps to use and, where those are new and there were old ones, the old ones, whose contents
+    the caller carries over. New maps are pinned by `replace_pins`, after that.
+    """
+    directory = prepare_directory(bpf_dir)
+    found = _open_pinned(directory)
+    if found is None:
+        return create(wanted), None
+    old = Maps(*found)
+    fits = old.sizes.flow_sets == wanted.flow_sets and old.sizes.cpus == wanted.cpus
+    enough = all(old.sizes.entries(name) >= wanted.entries(name) for name in _NAMES)
+    return (old, None) if fits and enough else (create(wanted), old)
+
+
+def replace_pins(maps: Maps, bpf_dir: Path) -> None:
+    _pin_all(maps, prepare_directory(bpf_dir))
+
+
+def remove_pins(bpf_dir: Path) -> None:
+    """Forgets everything of this layout: after an orderly stop nothing stays behind."""
+    directory = bpf_dir / abi.layout_hash()
+    if directory.is_dir():
+        for pin in directory.iterdir():
+            pin.unlink()
+        directory.rmdir()

@@ -1,0 +1,259 @@
+"""Interfaces, routes, neighbours and program attachment by rtnetlink; the only module that knows pyroute2
+(the lab, which builds networks, aside).
+
+Must not know: maps, services. Every refusal by the kernel is a DataplaneError that names the interface.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, ip_address
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTMGRP_LINK, RTMGRP_NEIGH
+
+from vc5py.dataplane.base import Neighbour
+from vc5py.errors import DataplaneError
+from vc5py.model import IPAddress
+
+# linux/if_link.h
+_XDP_FLAGS_UPDATE_IF_NOEXIST = 1 << 0
+_XDP_FLAGS_SKB_MODE = 1 << 1
+_XDP_FLAGS_DRV_MODE = 1 << 2
+_XDP_FLAGS_REPLACE = 1 << 4
+# linux/neighbour.h
+_NTF_USE = 0x01
+_NUD_STALE = 0x04
+_NUD_WITH_ADDRESS = 0x02 | _NUD_STALE | 0x08 | 0x10 | 0x40 | 0x80  # reachable ... noarp, permanent
+_NUD_SURE = 0x02 | 0x08 | 0x10 | 0x40 | 0x80  # all of these but stale
+# Parent handle of a clsact qdisc's egress hook (linux/pkt_sched.h: TC_H_CLSACT, TC_H_MIN_EGRESS)
+_CLSACT = 0xFFFF0000
+_CLSACT_EGRESS = 0xFFFFFFF3
+_FILTER_NAME = "vc5_egress"
+_FILTER_PRIORITY = 50005
+
+
+class XdpMode(StrEnum):
+    """Where in the receive path the program runs: in the driver, or late and slowly in the stack."""
+
+    NATIVE = "native"
+    GENERIC = "generic"
+
+
+_MODE_FLAGS = {XdpMode.NATIVE: _XDP_FLAGS_DRV_MODE, XdpMode.GENERIC: _XDP_FLAGS_SKB_MODE}
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """`addresses` are those of IPv4 first, in the kernel's order."""
+
+    name: str
+    index: int
+    mac: str
+    addresses: tuple[IPAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`gateway` is None where the destination is on the link itself."""
+
+    ifindex: int
+    gateway: IPAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourEvent:
+    """An entry of the neighbour table; `neighbour` is None where its MAC address isn't known (any more).
+
+    `sure`: the kernel has confirmed it lately, or is about to.
+    """
+
+    address: IPAddress
+    ifindex: int
+    neighbour: Neighbour | None
+    sure: bool
+
+
+def _family(address: IPAddress) -> int:
+    return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+
+
+def _to_event(message: Any) -> NeighbourEvent | None:
+    text, mac = message.get("dst"), message.get("lladdr")
+    if message["family"] not in (socket.AF_INET, socket.AF_INET6) or not text:
+        return None
+    state, ifindex = message["state"], message["ifindex"]
+    gone = message.get("event") == "RTM_DELNEIGH" or not state & _NUD_WITH_ADDRESS or not mac
+    neighbour = None if gone else Neighbour(ifindex, mac)
+    return NeighbourEvent(ip_address(text), ifindex, neighbour, not gone and bool(state & _NUD_SURE))
+
+
+class Netlink:
+    """One rtnetlink socket; made by `Netlink.open()`."""
+
+    def __init__(self, route: Any) -> None:
+        self._route = route
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls) -> AsyncIterator[Netlink]:
+        async with AsyncIPRoute() as route:
+            yield cls(route)
+
+    async def interface(self, name: str) -> Interface:
+        try:
+            links = await self._route.link("get", ifname=name)
+        except NetlinkError as error:
+            raise DataplaneError(f"interface {name}: {error}") from error
+        link = links[0]
+        mac = link.get("address")
+        if mac is None or len(mac) != len("02:00:00:00:00:01"):
+            raise DataplaneError(f"interface {name} has no Ethernet address")
+        rows = [a async for a in await self._route.get_addr(index=link["index"])]
+        rows.sort(key=lambda row: row["family"])
+        addresses = tuple(ip_address(row.get("address")) for row in rows)
+        return Interface(name, link["index"], mac, addresses)
+
+    async def highest_ifindex(self) -> int:
+        return max([int(link["index"]) async for link in await self._route.get_links()])
+
+    # Programs
+
+    async def _xdp_state(self, interface: Interface) -> dict[str, Any]:
+        link = (await self._route.link("get", index=interface.index))[0]
+        xdp = link.get("xdp")
+        return dict(xdp["attrs"]) if xdp else {}
+
+    async def attached_xdp(self, interface: Interface) -> int | None:
+        """The id of the XDP program that is on the interface."""
+        return (await self._xdp_state(interface)).get("IFLA_XDP_PROG_ID")
+
+    async def _set_xdp(self, interface: Interface, fd: int, flags: int, expected_fd: int | None) -> None:
+        attrs: list[tuple[str, int]] = [("IFLA_XDP_FD", fd), ("IFLA_XDP_FLAGS", flags)]
+        if expected_fd is not None:
+            attrs[1] = ("IFLA_XDP_FLAGS", flags | _XDP_FLAGS_REPLACE)
+            attrs.append(("IFLA_XDP_EXPECTED_FD", expected_fd))
+        await self._route.link("set", index=interface.index, xdp={"attrs": attrs})
+
+    async def attach_xdp(
+        self, interface: Interface, fd: int, modes: tuple[XdpMode, ...], replaces: int | None
+    ) -> tuple[XdpMode, str]:
+        """Attaches in the first mode that the driver takes; returns it and why an earlier one was refused.
+
+        `replaces` is the file descriptor of our own program that is on the interface now: it is exchanged
+        in one step, in the mode it has. A program of somebody else's is left alone.
+        """
+        if replaces is not None:
+            modes = (await self._current_mode(interface),)
+        refusals: list[str] = []
+        for mode in modes:
+            flags = _MODE_FLAGS[mode] | (_XDP_FLAGS_UPDATE_IF_NOEXIST if replaces is None else 0)
+            try:
+                await self._set_xdp(interface, fd, flags, replaces)
+            except NetlinkError as error:
+                if error.code in (errno.EBUSY, errno.EEXIST):
+                    raise DataplaneError(
+                        f"interface {interface.name} has an XDP program of somebody else's: remove it first"
+                    ) from error
+                refusals.append(f"{mode}: {error}")
+            else:
+                return mode, "; ".join(refusals)
+        raise DataplaneError(f"interface {interface.name} takes no XDP program ({'; '.join(refusals)})")
+
+    async def _current_mode(self, interface: Interface) -> XdpMode:
+        attached = str((await self._xdp_state(interface)).get("IFLA_XDP_ATTACHED"))
+        return XdpMode.GENERIC if attached in ("2", "xdpgeneric") else XdpMode.NATIVE
+
+    async def detach_xdp(self, interface: Interface) -> None:
+        """In the mode it was attached with: the other way nothing happens, without a word."""
+        if await self.attached_xdp(interface) is None:
+            return
+        await self._set_xdp(interface, -1, _MODE_FLAGS[await self._current_mode(interface)], None)
+        if await self.attached_xdp(interface) is not None:
+            raise DataplaneError(f"the XDP program stays attached to {interface.name}")
+
+    async def attach_egress(self, interface: Interface, fd: int) -> None:
+        """Puts the probe-steering program on the interface's TC egress hook, or replaces it there."""
+        try:
+            await self._route.tc("add", kind="clsact", index=interface.index)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise DataplaneError(f"interface {interface.name} takes no clsact qdisc: {error}") from error
+        try:
+            await self._route.tc(
+                "replace-filter",
+                kind="bpf",
+                index=interface.index,
+                handle=1,
+                fd=fd,
+                name=_FILTER_NAME,
+                parent=_CLSACT_EGRESS,
+                classid=1,
+                direct_action=True,
+                prio=_FILTER_PRIORITY,
+            )
+        except NetlinkError as error:
+            raise DataplaneError(f"interface {interface.name} takes no TC program: {error}") from error
+
+    async def detach_egress(self, interface: Interface) -> None:
+        """Takes our filter away; the clsact qdisc may serve others and stays."""
+        try:
+            await self._route.tc(
+                "del-filter",
+                kind="bpf",
+                index=interface.index,
+                handle=1,
+                parent=_CLSACT_EGRESS,
+                prio=_FILTER_PRIORITY,
+            )
+        except NetlinkError as error:
+            if error.code not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+                raise DataplaneError(f"interface {interface.name}: {error}") from error
+
+    # Routes and neighbours
+
+    async def route_to(self, address: IPAddress) -> Route | None:
+        """The way to an address, or None where there is none."""
+        try:
+            rows = await self._route.route("get", dst=str(address), family=_family(address))
+        except NetlinkError:
+            return None
+        row = rows[0]
+        gateway = row.get("gateway")
+        return Route(row.get("oif"), ip_address(gateway) if gateway else None)
+
+    async def neighbours(self) -> list[NeighbourEvent]:
+        rows = [row async for row in await self._route.get_neighbours()]
+        return [event for row in rows if (event := _to_event(row))]
+
+    async def solicit(self, address: IPAddress, ifindex: int) -> None:
+        """Has the kernel find out, or confirm, the MAC address of a neighbour (as `ip neigh ... use`)."""
+        try:
+            await self._route.neigh(
+                "replace",
+                dst=str(address),
+                ifindex=ifindex,
+                family=_family(address),
+                state=0,
+                flags=_NTF_USE,
+            )
+        except NetlinkError as error:
+            raise DataplaneError(f"can't resolve {address}: {error}") from error
+
+    async def watch_neighbours(self) -> AsyncIterator[NeighbourEvent]:
+        """Every change of the neighbour table, from now on, until closed."""
+        async with AsyncIPRoute() as events:
+            await events.bind(groups=RTMGRP_NEIGH | RTMGRP_LINK)
+            while True:
+                async for message in events.get():
+                    if message.get("event") in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
+                        event = _to_event(message)
+                        if event:
+                            yield event

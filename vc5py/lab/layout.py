@@ -1,0 +1,108 @@
+"""The lab on paper: who is there, under which names and addresses, and where their files are.
+
+Must not know: how any of it is built or started. Pure values; nothing here touches the machine.
+
+    client ---- router ---- br0 (one L2 segment) ---- lb1, lb2, real1, real2, real3
+
+Invariant: everything the lab leaves on a machine carries the lab's name, so that all of it can be found
+again from the name alone: namespaces `NAME-*`, and one directory that holds files and mounts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+
+VIP = IPv4Address("192.168.101.1")
+VIP_RANGE = "192.168.101.0/24"
+PORTS = (80, 443)
+AS_NUMBER = 65000
+METRICS_PORT = 9955
+SERVICE = "nginx"
+BIG_BYTES = 20_000_000
+SWITCH = "lan"  # the node that holds the bridge
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A node with one interface, called eth0, and a default route."""
+
+    name: str
+    interface: IPv4Interface
+    gateway: IPv4Address
+
+    @property
+    def address(self) -> IPv4Address:
+        return self.interface.ip
+
+    @property
+    def mac(self) -> str:
+        """A locally administered MAC made of the address, so that a node keeps it over a power cut."""
+        return ":".join(f"{byte:02x}" for byte in (2, 0, *self.address.packed))
+
+
+ROUTER = "router"
+ROUTER_LAN = IPv4Interface("10.10.100.3/24")
+ROUTER_CLIENTS = IPv4Interface("10.10.200.1/24")
+
+
+def _lan_host(name: str, address: str) -> Host:
+    return Host(name, IPv4Interface(f"{address}/24"), ROUTER_LAN.ip)
+
+
+CLIENT = Host("client", IPv4Interface("10.10.200.2/24"), ROUTER_CLIENTS.ip)
+BALANCERS = (_lan_host("lb1", "10.10.100.200"), _lan_host("lb2", "10.10.100.201"))
+REALS = (
+    _lan_host("real1", "10.10.100.10"),
+    _lan_host("real2", "10.10.100.11"),
+    _lan_host("real3", "10.10.100.12"),
+)
+NODES = (CLIENT.name, ROUTER, SWITCH, *(host.name for host in (*BALANCERS, *REALS)))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where one lab lives. Labs of different names can stand side by side."""
+
+    name: str = "vc5"
+
+    @property
+    def directory(self) -> Path:
+        return Path("/run/vc5py-lab" if self.name == "vc5" else f"/run/vc5py-lab-{self.name}")
+
+    @property
+    def standing(self) -> Path:
+        """Exists while the lab was put up for a person and is not to be swept away as a leftover."""
+        return self.directory / "standing"
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        return tuple(map(self.namespace, NODES))
+
+    def namespace(self, node: str) -> str:
+        return f"{self.name}-{node}"
+
+    def node_directory(self, node: str) -> Path:
+        return self.directory / node
+
+    def bpffs(self, node: str) -> Path:
+        """Mount point of the node's own BPF file system: bpffs is not divided by network namespaces."""
+        return self.directory / node / "bpf"
+
+
+def _octet(index: int) -> int:
+    return (*BALANCERS, *REALS)[index].address.packed[-1]
+
+
+MAP = f"""\
+   client {CLIENT.address}
+     |
+   router {ROUTER_CLIENTS.ip} / {ROUTER_LAN.ip}   BIRD: BGP from both balancers, ECMP to the VIP {VIP}
+     |
+   --+---------+-----------+-----------+-----------+---------   br0: {ROUTER_LAN.network}
+     |         |           |           |           |
+     lb1       lb2         real1       real2       real3
+     vc5py     vc5py       nginx       nginx       nginx        the reals have the VIP on lo
+     .{_octet(0)}      .{_octet(1)}        .{_octet(2)}         .{_octet(3)}         .{_octet(4)}
+"""

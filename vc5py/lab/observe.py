@@ -1,0 +1,127 @@
+"""What can be seen from outside: the router's routes, interface counters, the balancers' metrics.
+
+Must not know: how the network was built, or what the values ought to be. Everything is read from where
+an operator would read it: `ip`, `birdc`, `/metrics`. Invariant: reading moves no counter of an eth0
+(metrics are fetched within the balancer's own namespace, over its loopback).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from .kernel import entered
+from .layout import BALANCERS, METRICS_PORT, ROUTER, VIP, Host, Layout
+from .network import run
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Bytes that an interface received and transmitted, with Ethernet headers."""
+
+    received: int
+    transmitted: int
+
+    def __sub__(self, earlier: Counters) -> Counters:
+        return Counters(self.received - earlier.received, self.transmitted - earlier.transmitted)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def interface_counters(layout: Layout, host: Host) -> Counters:
+    """Of the host's eth0, counted by the kernel."""
+    shown = run("ip", "-n", layout.namespace(host.name), "-s", "-j", "link", "show", "dev", "eth0")
+    statistics = json.loads(shown)[0]["stats64"]
+    return Counters(statistics["rx"]["bytes"], statistics["tx"]["bytes"])
+
+
+def next_hops(layout: Layout) -> frozenset[IPv4Address]:
+    """Where the router's kernel sends packets to the VIP; empty where it has no route."""
+    shown = run("ip", "-n", layout.namespace(ROUTER), "-j", "route", "show", "exact", f"{VIP}/32")
+    return frozenset(_gateways(shown))
+
+
+def _gateways(routes_json: str) -> Iterator[IPv4Address]:
+    for route in json.loads(routes_json or "[]"):
+        for hop in route.get("nexthops", [route]):
+            yield IPv4Address(hop["gateway"])
+
+
+def kernel_route(layout: Layout) -> list[str]:
+    """The router's route to the VIP, as `ip route` prints it."""
+    shown = run("ip", "-n", layout.namespace(ROUTER), "route", "show", "exact", f"{VIP}/32")
+    return [" ".join(line.split()) for line in shown.splitlines()]
+
+
+def bird_routes(layout: Layout) -> list[str]:
+    """BIRD's routes to the VIP, as `birdc show route` prints them."""
+    control = layout.node_directory(ROUTER) / "bird.ctl"
+    shown = run("birdc", "-r", "-s", str(control), "show", "route", "for", str(VIP), check=False)
+    lines = (line.rstrip() for line in shown.expandtabs().splitlines())
+    return [line for line in lines if line.startswith((str(VIP), " "))]
+
+
+def established(layout: Layout, balancer: Host) -> bool:
+    """Whether BIRD has a BGP session with this balancer."""
+    control = layout.node_directory(ROUTER) / "bird.ctl"
+    shown = run("birdc", "-r", "-s", str(control), "show", "protocols", balancer.name, check=False)
+    return "Established" in shown
+
+
+def http_body(namespace: str, address: IPv4Address, port: int, path: str, timeout_s: float = 1.0) -> str:
+    """GET over a new connection from within a namespace. Errors: OSError, http.client.HTTPException."""
+    with entered(namespace):
+        connection = http.client.HTTPConnection(str(address), port, timeout=timeout_s)
+        try:
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            body = response.read().decode()
+        finally:
+            connection.close()
+    if response.status != http.client.OK:
+        raise http.client.HTTPException(f"status {response.status}")
+    return body
+
+
+def metrics(layout: Layout, balancer: Host) -> list[Sample]:
+    """All samples of the balancer's /metrics; none where it doesn't answer."""
+    try:
+        text = http_body(layout.namespace(balancer.name), balancer.address, METRICS_PORT, "/metrics")
+    except (OSError, http.client.HTTPException):
+        return []
+    families = text_string_to_metric_families(text)
+    return [Sample(s.name, dict(s.labels), s.value) for family in families for s in family.samples]
+
+
+def total(samples: list[Sample], name: str, **labels: str) -> float:
+    """Sum of all samples of that name that carry at least these labels."""
+    wanted = labels.items()
+    return sum(s.value for s in samples if s.name == name and wanted <= s.labels.items())
+
+
+def reals_up(layout: Layout, balancer: Host) -> dict[IPv4Address, bool] | None:
+    """Which reals the balancer says are up, in all services; None where it doesn't answer."""
+    samples = [s for s in metrics(layout, balancer) if s.name == "vc5_real_up"]
+    if not samples:
+        return None
+    found: dict[IPv4Address, bool] = {}
+    for sample in samples:
+        real = IPv4Address(sample.labels["real"])
+        found[real] = found.get(real, True) and sample.value == 1
+    return found
+
+
+def everyone_says(layout: Layout, real: Host, up: bool) -> bool:
+    """Whether both balancers say that this real is up (or down)."""
+    views = [reals_up(layout, balancer) for balancer in BALANCERS]
+    return all(view is not None and view.get(real.address) == up for view in views)

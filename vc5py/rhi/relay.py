@@ -1,0 +1,293 @@
+"""The process between ExaBGP and the director: it owns the routes while no director is there.
+
+ExaBGP starts this file as its API helper, with the standard library only and apart from the package (no
+imports of it), so that it starts in milliseconds and an upgrade can't break it. It listens on a Unix
+stream socket for one director at a time and must not know what routes mean: it passes commands.
+
+    director -> relay   {"command": "announce route ..."}
+    relay -> director   {"relay": 1, "exabgp": <pid>}            once, on connecting; or {"busy": true}
+                        {"answer": "done" | "error", "lines": [...]}   one per command, in order
+                        {"event": {...}}                         ExaBGP's own JSON, at any time
+
+Invariants. Commands go to ExaBGP one at a time, each after the answer to the one before. Never a route
+without an owner: once there has been no director for `hold` seconds, everything is withdrawn and ExaBGP
+ended, by force if need be. When ExaBGP goes, the relay goes. The socket file is replaced, never removed:
+it may be that of a successor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = 1
+# A fresh ExaBGP has no director yet; give it at least this long to come, however short the hold.
+FIRST_DIRECTOR_S = 5.0
+FAREWELL_S = 2.0
+TERMINATE_S = 3.0
+MAX_REQUEST = 1 << 16
+MAX_COMMAND = 4096
+MAX_BACKLOG = 1 << 24
+# After the withdrawal, harmless commands: ExaBGP sends a share of its updates before it answers each one.
+FAREWELL = ("clear adj-rib out", *("version",) * 4)
+
+# Void what a relay before us had asked; the answer, "exabgp 5.x" and "done", tells where our own begin.
+SYNCHRONISE = "reset\nversion\n"
+
+
+class Director:
+    """One connection to a director: bytes in, lines out, a bounded backlog of bytes to send."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self._incoming = b""
+        self.backlog = b""
+
+    def receive(self) -> list[bytes] | None:
+        """Complete lines that have arrived; None when the director has gone or talks nonsense."""
+        try:
+            data = self.connection.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        *lines, self._incoming = (self._incoming + data).split(b"\n")
+        return lines if data and len(self._incoming) <= MAX_REQUEST else None
+
+    def send(self, message: dict[str, Any]) -> bool:
+        """Queue and send what can be sent; False when the director is lost or doesn't read."""
+        self.backlog += json.dumps(message).encode() + b"\n"
+        return self.flush()
+
+    def flush(self) -> bool:
+        try:
+            self.backlog = self.backlog[self.connection.send(self.backlog) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            return False
+        return len(self.backlog) <= MAX_BACKLOG
+
+
+class Relay:
+    """The event loop. `_deadline` is when this phase of being alone ends; None while a director is here."""
+
+    def __init__(self, path: Path, hold_s: float) -> None:
+        self._hold_s = hold_s
+        self._exabgp = os.getppid()
+        self._exabgp_fd = os.pidfd_open(self._exabgp)
+        self._selector = selectors.DefaultSelector()
+        self._listener = listen(path)
+        self._director: Director | None = None
+        self._queue: deque[tuple[Director | None, str]] = deque()
+        self._in_flight: tuple[Director | None, str] | None
+        self._lines: list[str] = []
+        self._incoming = b""
+        self._deadline: float | None = time.monotonic() + max(hold_s, FIRST_DIRECTOR_S)
+        os.set_blocking(0, False)
+        self._synchronised = False
+        self._in_flight = (None, SYNCHRONISE)
+        write_all(SYNCHRONISE.encode("ascii"))
+        self._selector.register(0, selectors.EVENT_READ, self._from_exabgp)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def run(self) -> None:
+        """Serve until ExaBGP closes our input (SystemExit) or its time without a director is over."""
+        while not self._expired():
+            self._turn()
+        self._farewell()
+        self._end_exabgp()
+
+    def _expired(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def _turn(self) -> None:
+        timeout = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            key.data()
+
+    # The director's side.
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        newcomer = Director(connection)
+        if self._director is not None:
+            newcomer.send({"busy": True})
+            connection.close()
+            return
+        self._director = newcomer
+        self._deadline = None
+        self._selector.register(connection, selectors.EVENT_READ, self._from_director)
+        self._tell({"relay": PROTOCOL, "exabgp": self._exabgp})
+
+    def _from_director(self) -> None:
+        director = self._director
+        if director is None:
+            return
+        lines = director.receive()
+        if lines is None or not director.flush():
+            self._lose_director()
+            return
+        for line in lines:
+            if self._director is director:
+                self._request(director, line)
+        self._watch_backlog()
+        self._next()
+
+    def _request(self, director: Director, line: bytes) -> None:
+        """Queue one command. The director is one of ours: what isn't a clean command line ends the talk."""
+        try:
+            command = json.loads(line)["command"]
+            clean = command.isascii() and command.isprintable() and 0 < len(command) <= MAX_COMMAND
+        except (ValueError, KeyError, TypeError, AttributeError):
+            clean = False
+        if clean:
+            self._queue.append((director, command))
+        else:
+            self._lose_director()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        if self._director is None:
+            return
+        if self._director.send(message):
+            self._watch_backlog()
+        else:
+            self._lose_director()
+
+    def _watch_backlog(self) -> None:
+        if self._director is not None:
+            write = selectors.EVENT_WRITE if self._director.backlog else 0
+            self._selector.modify(
+                self._director.connection, selectors.EVENT_READ | write, self._from_director
+            )
+
+    def _lose_director(self) -> None:
+        """The hold begins. What the director had asked for and ExaBGP hasn't been told yet is void."""
+        if self._director is None:
+            return
+        self._selector.unregister(self._director.connection)
+        self._director.connection.close()
+        self._director = None
+        self._queue.clear()
+        self._deadline = time.monotonic() + self._hold_s
+
+    # ExaBGP's side.
+
+    def _from_exabgp(self) -> None:
+        try:
+            data = os.read(0, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            sys.exit(0)
+        *lines, self._incoming = (self._incoming + data).split(b"\n")
+        for line in lines:
+            self._line(line.decode("ascii", "replace"))
+
+    def _line(self, line: str) -> None:
+        event = exabgp_event(line)
+        if event is not None:
+            self._tell({"event": event})
+        elif line in ("done", "error"):
+            if self._in_step():
+                self._answered(line)
+            self._lines = []
+        else:
+            self._lines.append(line)
+
+    def _in_step(self) -> bool:
+        """Whether this answer is ours, and not a late one to a relay that died: see SYNCHRONISE."""
+        self._synchronised |= bool(self._lines) and self._lines[-1].startswith("exabgp ")
+        return self._synchronised
+
+    def _answered(self, answer: str) -> None:
+        asker, _ = self._in_flight or (None, "")
+        self._in_flight = None
+        if asker is not None and asker is self._director:
+            self._tell({"answer": answer, "lines": self._lines})
+        self._next()
+
+    def _next(self) -> None:
+        if self._in_flight is None and self._queue:
+            self._in_flight = self._queue.popleft()
+            write_all(self._in_flight[1].encode("ascii") + b"\n")
+
+    # The end.
+
+    def _farewell(self) -> None:
+        """Withdraw everything, for at most FAREWELL_S; nobody can adopt these routes any more."""
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._deadline = time.monotonic() + FAREWELL_S
+        self._queue.extend((None, command) for command in FAREWELL)
+        self._next()
+        while (self._queue or self._in_flight) and not self._expired():
+            self._turn()
+
+    def _end_exabgp(self) -> None:
+        """SIGTERM, and SIGKILL for one that hangs. Our input's end (SystemExit) tells that it has gone."""
+        if self._exabgp <= 1:
+            return  # ExaBGP went before we started, and init adopted us
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(self._exabgp_fd, number)
+            self._deadline = time.monotonic() + TERMINATE_S
+            while not self._expired():
+                self._turn()
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket at `path`, mode 0600, put in place of what was there in one step."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.setblocking(False)
+    os.umask(0o177)
+    temporary.unlink(missing_ok=True)
+    listener.bind(str(temporary))
+    listener.listen(4)
+    temporary.replace(path)
+    return listener
+
+
+def exabgp_event(line: str) -> dict[str, Any] | None:
+    """ExaBGP's JSON message, or None for a line of an answer. Only messages name their sender."""
+    if not line.startswith("{"):
+        return None
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if "exabgp" in message else None
+
+
+def write_all(data: bytes) -> None:
+    """Write to ExaBGP; it always reads, and at most one short command is ever under way."""
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="keep ExaBGP's routes while the director is away")
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--hold", type=float, required=True, metavar="SECONDS")
+    arguments = parser.parse_args()
+    Relay(arguments.socket, arguments.hold).run()
+
+
+if __name__ == "__main__":
+    main()
