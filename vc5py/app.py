@@ -27,7 +27,7 @@ from vc5py.dataplane import abi
 from vc5py.dataplane.base import Traffic
 from vc5py.dataplane.driver import Driver
 from vc5py.dataplane.driver import Options as DataplaneOptions
-from vc5py.errors import Vc5Error
+from vc5py.errors import DataplaneError, Vc5Error
 from vc5py.model import BackendId, Check, Config, IPAddress
 from vc5py.rhi.speaker import SessionState, Speaker
 from vc5py.snapshot import RealSnapshot, ServiceSnapshot, Snapshot, VerdictSnapshot
@@ -58,6 +58,7 @@ class App:
         self._dataplane = driver.dataplane
         self._state = director.start(config, driver.dataplane.was_up, time.monotonic())
         self._scheduler = Scheduler(self._dataplane.mark_of, self._probed, address, random.Random())
+        self._behind = False
         self._speaker: Speaker | None = None
         if config.rhi is not None and config.rhi.peers:
             self._speaker = Speaker(config.rhi, address, address, options.state_dir / "rhi")
@@ -105,13 +106,27 @@ class App:
 
     def _carry_out(self, action: director.Action) -> None:
         match action:
-            case director.Install(desired):
-                self._dataplane.apply(desired)
-                self._set_routes()
+            case director.Install():
+                self._install()
             case director.Pace(backend, check, fast):
                 self._scheduler.hurry(backend, check, fast)
             case director.Transition(what, name, state, why):
                 _log.info("%s=%s state=%s why=%r", what, name, state, why)
+
+    def _install(self) -> None:
+        """Data plane, then routes. What the data plane refuses is tried again at the next maintenance; until
+        then nothing more is announced, but what is to be withdrawn is."""
+        try:
+            self._dataplane.apply(self._state.desired)
+        except DataplaneError as error:
+            if not self._behind:
+                _log.error("data plane behind error=%s", error)
+            self._behind = True
+            if self._speaker is not None:
+                self._speaker.set_routes(self._speaker.announced() & self._state.desired.announce)
+            return
+        self._behind = False
+        self._set_routes()
 
     def _set_routes(self) -> None:
         if self._speaker is not None:
@@ -121,6 +136,8 @@ class App:
         while True:
             self._dataplane.maintain(time.monotonic())
             self._step(director.Tick())
+            if self._behind:
+                self._install()
             await asyncio.sleep(MAINTAIN_S)
 
     # What is shown
@@ -163,13 +180,15 @@ def _only_one(state_dir: Path) -> Iterator[None]:
     """One balancer per state directory, by a lock that no crash leaves behind."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
-        with (state_dir / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise Vc5Error(f"another vc5py runs with the state directory {state_dir}") from None
+        lock = (state_dir / "lock").open("w")
     except OSError as error:
         raise Vc5Error(f"can't use the state directory {state_dir}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Vc5Error(f"another vc5py runs with the state directory {state_dir}") from None
+        yield
 
 
 @asynccontextmanager

@@ -91,12 +91,17 @@ static __always_inline struct flow_entry *flow_find_in(struct flow_set *set, u64
 #define RANK_EXPIRED 0x20000
 #define RANK_YOUNG   0x10000
 
+/* An entry may be this many ticks ahead: another CPU refreshed it after this one had read the clock. */
+#define CLOCK_SLACK 16
+
 static __always_inline u32 flow_rank(u64 value, u16 now, const struct settings *settings)
 {
 	u16 age = now - flow_tick(value);
 
 	if (!(value & FLOW_VALID))
 		return RANK_EMPTY;
+	if (age > FLOW_TICK_MASK - CLOCK_SLACK)
+		age = 0;
 	if (age > settings->timeout[flow_state(value)])
 		return RANK_EXPIRED | age;
 	if (flow_state(value) != FLOW_ESTABLISHED)

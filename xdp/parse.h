@@ -17,6 +17,7 @@ struct packet {
 	struct iphdr *ip;
 	__be32 saddr;
 	__be32 daddr;
+	u32 l4_bytes; /* what the IP header says follows it; padding lies behind */
 	__be16 sport;
 	__be16 dport;
 	u8 protocol;
@@ -45,16 +46,17 @@ static __always_inline struct iphdr *parse_ipv4(struct cursor *c)
 }
 
 /* Moves behind the header and its options. False where the header contradicts itself or the frame. */
-static __always_inline bool skip_ipv4_header(struct cursor *c, const struct iphdr *ip)
+static __always_inline bool skip_ipv4_header(struct cursor *c, struct packet *p)
 {
-	u32 header_bytes = ip->ihl * 4;
-	u32 total_bytes = bpf_ntohs(ip->tot_len);
+	u32 header_bytes = p->ip->ihl * 4;
+	u32 total_bytes = bpf_ntohs(p->ip->tot_len);
 
-	if (ip->version != 4 || header_bytes < sizeof(*ip) || total_bytes < header_bytes)
+	if (p->ip->version != 4 || header_bytes < sizeof(*p->ip) || total_bytes < header_bytes)
 		return false;
 	if (c->pos + total_bytes > c->end)
 		return false;
 	c->pos += header_bytes;
+	p->l4_bytes = total_bytes - header_bytes;
 	return true;
 }
 
@@ -62,7 +64,7 @@ static __always_inline bool parse_tcp(struct cursor *c, struct packet *p)
 {
 	struct tcphdr *tcp = c->pos;
 
-	if ((void *)(tcp + 1) > c->end || tcp->doff < sizeof(*tcp) / 4)
+	if ((void *)(tcp + 1) > c->end || tcp->doff < sizeof(*tcp) / 4 || tcp->doff * 4U > p->l4_bytes)
 		return false;
 	p->sport = tcp->source;
 	p->dport = tcp->dest;
@@ -75,7 +77,9 @@ static __always_inline bool parse_udp(struct cursor *c, struct packet *p)
 {
 	struct udphdr *udp = c->pos;
 
-	if ((void *)(udp + 1) > c->end || bpf_ntohs(udp->len) < sizeof(*udp))
+	if ((void *)(udp + 1) > c->end)
+		return false;
+	if (bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > p->l4_bytes)
 		return false;
 	p->sport = udp->source;
 	p->dport = udp->dest;

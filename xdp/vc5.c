@@ -62,7 +62,7 @@ static __always_inline enum verdict read_packet(struct cursor *c, struct packet 
 	p->saddr = p->ip->saddr;
 	p->daddr = p->ip->daddr;
 	p->protocol = p->ip->protocol;
-	if (!skip_ipv4_header(c, p->ip))
+	if (!skip_ipv4_header(c, p))
 		return refuse4(p->daddr, VERDICT_BAD_IP_HEADER);
 	if (p->ip->frag_off & bpf_htons(IPV4_FRAGMENT))
 		return refuse4(p->daddr, VERDICT_FRAGMENT);

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
 from vc5py.lab.assembly import Lab
-from vc5py.lab.layout import BALANCERS, REALS, Layout
-from vc5py.lab.observe import everyone_says
-from vc5py.lab.scenario import wait_for_next_hops
+from vc5py.lab.layout import BALANCERS, Layout
+from vc5py.lab.scenario import wait_for_next_hops, wait_for_reals
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,8 +30,5 @@ def standing_lab(root: None) -> Iterator[Lab]:
 def lab(standing_lab: Lab) -> Lab:
     """The lab in working order: all reals up, both balancers announcing the VIP."""
     wait_for_next_hops(standing_lab, *BALANCERS)
-    for real in REALS:
-        standing_lab.wait_for(
-            f"{real.name} is up", partial(everyone_says, standing_lab.layout, real, up=True)
-        )
+    wait_for_reals(standing_lab)
     return standing_lab

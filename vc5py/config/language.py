@@ -49,7 +49,7 @@ _RHI = RhiConfig(as_number=1, peers=())
 
 
 class _Mapping(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class CheckSpec(_Mapping):
@@ -94,7 +94,7 @@ class ServiceSpec(_Mapping):
 class RhiSpec(_Mapping):
     """Route health injection: BGP sessions over which the VIPs of healthy services are announced."""
 
-    as_number: AsNumber = Field(description="Our autonomous system number.")
+    as_number: AsNumber = Field(description="Our autonomous system number, and the peers' (iBGP).")
     peers: NonEmpty[HostAddress] = Field(description="Addresses of the BGP neighbors.")
     hold: Duration = Field(
         _RHI.hold_s, description="Seconds the routes outlive a director that died, until they are withdrawn."

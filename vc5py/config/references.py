@@ -92,7 +92,7 @@ class _Checker:
         for check in checks:
             self._http_keys(check)
         protocols = self._once(self._several((*path, "protocol")))
-        if not protocols and "protocol" not in self._keys(path):
+        if "protocol" not in self._node(path):
             protocols = [_Place(path, "tcp")]
         return _Service(
             path,
@@ -132,7 +132,7 @@ class _Checker:
                 self._report.add(self._tree.key_marks[path], about(path, message))
 
     def _known_groups(self, services: list[_Service]) -> None:
-        if self._report.spoilt(("reals",)) or "reals" not in self._keys(()):
+        if "reals" not in self._keys(()):
             return
         everywhere = self._node(("reals",))
         for path, name in (place for service in services for place in service.groups):

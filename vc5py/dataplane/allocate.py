@@ -61,6 +61,14 @@ class Quarantine:
     def add(self, start: int, length: int, now: float) -> None:
         self._queue.append((now + self._wait_s, start, length))
 
+    def cancel(self, start: int, length: int) -> None:
+        """Forgets something that is in use again after all."""
+        self._queue = deque(entry for entry in self._queue if entry[1:] != (start, length))
+
+    def release_early(self) -> tuple[int, int] | None:
+        """The (start, length) that has waited longest, before its time; None where nothing waits."""
+        return self._queue.popleft()[1:] if self._queue else None
+
     def release(self, now: float) -> list[tuple[int, int]]:
         """The (start, length) whose time has come."""
         out = []

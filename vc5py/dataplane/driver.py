@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +43,17 @@ def _power_of_two(n: int) -> int:
 
 
 def sizes_for(config: Config, highest_ifindex: int) -> Sizes:
-    """Maps as large as the configuration needs, with as much again to grow into."""
+    """Maps as large as the configuration needs, and as much again for what an earlier run has in them.
+
+    Backends take twice as much: a service that exchanges all of its reals holds the old and the new ones in
+    one longer run for a moment, beside the old run.
+    """
     services = [service for service in config.services for _ in service.vips]
     ports = sum(len(s.ports) * len(s.protocols) + 1 for s in services)
     return Sizes(
         flow_sets=config.flows // abi.FLOW_WAYS,
         services=min(abi.MAX_SERVICES, max(64, 2 * len(services))),
-        backends=_power_of_two(max(256, 2 * sum(room_for(len(s.reals)) for s in services))),
+        backends=_power_of_two(max(256, 4 * sum(room_for(len(s.reals)) for s in services))),
         slot_lines=max(1024, 3 * sum(lines_for(len(s.reals)) for s in services)),
         service_keys=max(256, 2 * ports),
         cpus=maps.possible_cpus(),
@@ -61,11 +65,9 @@ def _carry_over(old: Maps, new: Maps) -> None:
     """Everything an earlier run knew, into larger maps; the places of services and backends stay."""
     for name in ("services", "backends", "slots"):
         source, target = getattr(old, name), getattr(new, name)
-        n = min(len(source), len(target))
-        target[:n] = source[:n]
+        target[: len(source)] = source
     cpus = min(old.sizes.cpus, new.sizes.cpus)
-    n = min(old.sizes.backends, new.sizes.backends)
-    new.backend_counts[:cpus, :n] = old.backend_counts[:cpus, :n]
+    new.backend_counts[:cpus, : old.sizes.backends] = old.backend_counts[:cpus]
     new.verdict_counts[:cpus] = old.verdict_counts[:cpus]
     lost = flows.carry_over(old.flows, new.flows)
     for key in libbpf.keys(old.fds["services4"], 8):
@@ -73,6 +75,12 @@ def _carry_over(old: Maps, new: Maps) -> None:
         if value is not None:
             libbpf.update(new.fds["services4"], key, value)
     _log.info("maps enlarged flows_without_place=%d", lost)
+
+
+def _pinned_programs(*pins: Path) -> dict[int, int]:
+    """The programs of earlier runs: file descriptors by program id."""
+    fds = [libbpf.get_pinned(pin) for pin in pins if pin.exists()]
+    return {libbpf.program_id(fd): fd for fd in fds}
 
 
 class Driver:
@@ -135,44 +143,81 @@ class Driver:
             await asyncio.sleep(0.05)
 
     async def attach(self) -> None:
-        """Puts the programs on all interfaces, exchanging those of an earlier run."""
-        modes = (self._options.mode,) if self._options.mode else (XdpMode.NATIVE, XdpMode.GENERIC)
-        pin = self._options.bpf_dir / _PROGRAM_PIN
-        for interface in self.interfaces:
-            replaces = await self._own_program(interface, pin)
-            mode, refusal = await self._netlink.attach_xdp(interface, self._ingress_fd, modes, replaces)
-            if replaces is not None:
-                os.close(replaces)
-            self.modes[interface.name] = mode
-            if mode is XdpMode.GENERIC:
-                _log.warning("XDP runs in generic mode: slow interface=%s %s", interface.name, refusal)
-            await self._netlink.attach_egress(interface, self._egress_fd)
-            _log.info("attached interface=%s mode=%s adopted=%s", interface.name, mode, replaces is not None)
-        maps.replace_pins(self._maps, self._options.bpf_dir)
-        fresh = pin.with_name(_PROGRAM_PIN + "_new")
-        fresh.unlink(missing_ok=True)
-        libbpf.pin(self._ingress_fd, fresh)
-        fresh.rename(pin)
+        """Puts the programs on all interfaces, exchanging those of an earlier run.
 
-    async def _own_program(self, interface: Interface, pin: Path) -> int | None:
-        """A file descriptor of the program on the interface, if an earlier run of ours pinned it."""
+        Nothing is touched where an interface has a program of somebody else's. The new program is pinned
+        before it is attached, so that it is known as ours whenever we are killed.
+        """
+        pin = self._options.bpf_dir / _PROGRAM_PIN
+        fresh = pin.with_name(_PROGRAM_PIN + "_new")
+        earlier = _pinned_programs(pin, fresh)
+        try:
+            found = [await self._own_program(interface, earlier) for interface in self.interfaces]
+            fresh.unlink(missing_ok=True)
+            libbpf.pin(self._ingress_fd, fresh)
+            await self._attach_all(found, fresh)
+            maps.replace_pins(self._maps, self._options.bpf_dir)
+            fresh.rename(pin)
+            await self._leave_other_interfaces(earlier)
+        finally:
+            for fd in earlier.values():
+                os.close(fd)
+
+    async def _attach_all(self, found: list[int | None], fresh: Path) -> None:
+        """All or, on interfaces that had none of our programs, none."""
+        new: list[Interface] = []
+        try:
+            for interface, replaces in zip(self.interfaces, found, strict=True):
+                if replaces is None:
+                    new.append(interface)
+                await self._attach(interface, replaces)
+        except DataplaneError:
+            for interface in new:
+                await self._take_off(interface, self._ingress_fd)
+            if all(replaces is None for replaces in found):
+                fresh.unlink()
+            raise
+
+    async def _attach(self, interface: Interface, replaces: int | None) -> None:
+        modes = (self._options.mode,) if self._options.mode else (XdpMode.NATIVE, XdpMode.GENERIC)
+        mode, refusal = await self._netlink.attach_xdp(interface, self._ingress_fd, modes, replaces)
+        self.modes[interface.name] = mode
+        if mode is XdpMode.GENERIC:
+            _log.warning("XDP runs in generic mode: slow interface=%s %s", interface.name, refusal)
+        await self._netlink.attach_egress(interface, self._egress_fd)
+        _log.info("attached interface=%s mode=%s adopted=%s", interface.name, mode, replaces is not None)
+
+    async def _own_program(self, interface: Interface, earlier: Mapping[int, int]) -> int | None:
+        """A file descriptor of the program on the interface; DataplaneError where it isn't ours."""
         attached = await self._netlink.attached_xdp(interface)
-        if attached is None or not pin.exists():
-            return None
-        fd = libbpf.get_pinned(pin)
-        if libbpf.program_id(fd) == attached:
-            return fd
-        os.close(fd)
-        return None
+        if attached is not None and attached not in earlier:
+            raise DataplaneError(
+                f"interface {interface.name} has an XDP program of somebody else's: remove it first"
+            )
+        return None if attached is None else earlier[attached]
+
+    async def _leave_other_interfaces(self, earlier: Mapping[int, int]) -> None:
+        """Takes our programs off interfaces that an earlier run had and this one has not."""
+        ours = {interface.index for interface in self.interfaces}
+        for interface, program in await self._netlink.interfaces_with_xdp():
+            if interface.index not in ours and program in earlier:
+                await self._take_off(interface, earlier[program])
+                _log.info("left interface=%s", interface.name)
+
+    async def _take_off(self, interface: Interface, ingress_fd: int) -> None:
+        for step in (
+            self._netlink.detach_xdp(interface, ingress_fd),
+            self._netlink.detach_egress(interface),
+        ):
+            try:
+                await step
+            except DataplaneError as error:
+                _log.error("detach failed interface=%s error=%s", interface.name, error)
 
     async def detach(self) -> None:
         """Takes the programs off all interfaces and forgets the maps: an orderly stop."""
         for interface in self.interfaces:
-            try:
-                await self._netlink.detach_xdp(interface)
-                await self._netlink.detach_egress(interface)
-            except DataplaneError as error:
-                _log.error("detach failed interface=%s error=%s", interface.name, error)
+            await self._take_off(interface, self._ingress_fd)
         (self._options.bpf_dir / _PROGRAM_PIN).unlink(missing_ok=True)
         maps.remove_pins(self._options.bpf_dir)
         _log.info("detached interfaces=%s", ",".join(i.name for i in self.interfaces))

@@ -41,6 +41,11 @@ def purge(table: NDArray[np.void], gone: NDArray[np.uint64]) -> int:
     return int(hit.sum())
 
 
+def purge_all_but(table: NDArray[np.void], known: NDArray[np.uint64]) -> int:
+    """Empties the entries of all other owners; returns how many there were."""
+    return purge(table, np.setdiff1d(owners(table), known))
+
+
 def carry_over(old: NDArray[np.void], new: NDArray[np.void]) -> int:
     """Copies all flows into an (empty) table of another size; returns how many found no place."""
     values, tags = old["value"].ravel(), old["tag"].ravel()

@@ -23,6 +23,7 @@ from vc5py.dataplane.base import Counters, Neighbour, Traffic
 from vc5py.dataplane.maps import Maps
 from vc5py.dataplane.tables import Members, TableArena
 from vc5py.dataplane.ticks import TickClock
+from vc5py.errors import DataplaneError
 from vc5py.model import BackendId, BackendState, Desired, IPAddress, ServiceState
 
 QUARANTINE_S = 1.0
@@ -50,9 +51,8 @@ class _Installed:
     base: int
     room: int
     locals: dict[int, int] = field(default_factory=dict)  # backend identity -> local index
-    resting: set[int] = field(default_factory=set)  # local indices freed but not yet usable
-    members: Members | None = None  # of its table; None: none, or one of an earlier run
-    adopted_table: int = 0
+    resting: dict[int, int] = field(default_factory=dict)  # likewise, freed but not yet usable
+    table: int = 0
     keys: frozenset[bytes] = frozenset()
     state: ServiceState | None = None
 
@@ -88,11 +88,17 @@ class KernelDataplane:
             table = int(row["table"])
             self._indices.reserve(int(index), 1)
             self._runs.reserve(base, room)
-            self._tables.reserve(table)
-            service = _Installed(int(index), base, room, adopted_table=table)
+            self._tables.adopt(table)
+            service = _Installed(int(index), base, room, table=table)
             identities = self._maps.backends["identity"][base : base + room].tolist()
             service.locals = {identity: local for local, identity in enumerate(identities) if identity}
             self._services[int(row["identity"])] = service
+        self._purge_strays()
+
+    def _purge_strays(self) -> None:
+        """Flows whose place was still resting when the earlier run ended: it is nobody's now."""
+        known = [flows.owner(s.index, local) for s in self._services.values() for local in s.locals.values()]
+        flows.purge_all_but(self._maps.flows, np.array(known, dtype=np.uint64))
 
     def _find(self, backend: BackendId) -> int | None:
         service = self._services.get(service_identity(backend.virtual_service))
@@ -113,19 +119,19 @@ class KernelDataplane:
 
     def apply(self, desired: Desired) -> None:
         wanted = {service_identity(state.id): state for state in desired.services}
-        for identity in [i for i in self._services if i not in wanted]:
-            self._remove_service(identity)
         for identity, state in wanted.items():
             installed = self._services.get(identity)
             if installed is None or installed.state != state:
                 self._apply_service(identity, state)
+        for identity in [i for i in self._services if i not in wanted]:
+            self._remove_service(identity)
         if self._stray_keys:
             self._remove_stray_keys()
 
     def _apply_service(self, identity: int, state: ServiceState) -> None:
         service = self._services.get(identity) or self._new_service(identity, len(state.backends))
         wanted = {backend_identity(b.id) for b in state.backends}
-        needed = len(wanted | service.locals.keys()) + len(service.resting)
+        needed = len(wanted | service.locals.keys() | service.resting.keys())
         if needed > service.room:
             self._move(service, room_for(needed))
         for backend in state.backends:
@@ -134,13 +140,18 @@ class KernelDataplane:
         for backend in state.backends:
             if not backend.up:
                 self._write_link(backend, service)
-        self._drop_backends(service, wanted)
         self._set_keys(service, state)
+        self._drop_backends(service, wanted)
         service.state = state
 
     def _new_service(self, identity: int, backends: int) -> _Installed:
         room = room_for(backends)
-        service = _Installed(self._indices.take(1), self._runs.take(room), room)
+        base = self._runs.take(room)
+        try:
+            service = _Installed(self._indices.take(1), base, room)
+        except DataplaneError:
+            self._runs.give_back(base, room)
+            raise
         self._maps.backends[service.base : service.base + room] = 0
         self._maps.backend_counts[:, service.base : service.base + room] = 0
         self._services[identity] = service
@@ -163,10 +174,13 @@ class KernelDataplane:
     def _place(self, service: _Installed, backend: BackendState) -> None:
         """Gives a backend its record; one that is to go up is up before any table names it."""
         identity = backend_identity(backend.id)
-        if identity not in service.locals:
-            taken = set(service.locals.values()) | service.resting
-            service.locals[identity] = next(i for i in range(service.room) if i not in taken)
-            self._maps.backend_counts[:, service.base + service.locals[identity]] = 0
+        if identity in service.resting:
+            service.locals[identity] = local = service.resting.pop(identity)
+            self._free_locals.cancel(service.index, local)
+        elif identity not in service.locals:
+            taken = {*service.locals.values(), *service.resting.values()}
+            service.locals[identity] = local = next(i for i in range(service.room) if i not in taken)
+            self._maps.backend_counts[:, service.base + local] = 0
         index = service.base + service.locals[identity]
         self._maps.backends["identity"][index] = identity
         self._remember_neighbour(backend.id.real, index)
@@ -178,7 +192,8 @@ class KernelDataplane:
         """What an earlier run knew of the real's place is good until something better is known."""
         record = self._maps.backends[index]
         if real not in self._neighbours and self._flags(index) & abi.BACKEND_REACHABLE:
-            self._neighbours[real] = Neighbour(int(record["ifindex"]), abi.word_to_mac(int(record["link"])))
+            mac = abi.word_to_mac(int(record["link"]))
+            self.set_neighbour(real, Neighbour(int(record["ifindex"]), mac))
 
     def _flags(self, index: int) -> int:
         return int(self._maps.backends["link"][index]) >> 48
@@ -201,26 +216,18 @@ class KernelDataplane:
             for b in state.backends
             if b.up and b.weight
         )
-        if members == service.members:
-            return
-        word = self._tables.acquire(members) if members else 0
+        word = self._tables.acquire(members, len(state.backends)) if members else 0
         self._maps.services["table"][service.index] = word
-        self._release_table(service)
-        service.members = members
-
-    def _release_table(self, service: _Installed) -> None:
-        if service.members:
-            self._tables.release(service.members, self._clock())
-        elif service.adopted_table:
-            self._tables.retire(service.adopted_table, self._clock())
-        service.members, service.adopted_table = None, 0
+        if service.table:
+            self._tables.release(service.table, self._clock())
+        service.table = word
 
     def _drop_backends(self, service: _Installed, wanted: set[int]) -> None:
         """Takes backends off a service: no packet goes there any more, their flows are hashed again."""
         for identity in [i for i in service.locals if i not in wanted]:
             local = service.locals.pop(identity)
             self._maps.backends["link"][service.base + local] = 0
-            service.resting.add(local)
+            service.resting[identity] = local
             self._free_locals.add(service.index, local, self._clock())
         if service.state is not None:
             for backend in service.state.backends:
@@ -237,12 +244,12 @@ class KernelDataplane:
         libbpf.update(fd, abi.service_key4(vip, 0, 0), b"\xff\xff\xff\xff")
         for key in keys:
             libbpf.update(fd, key, service.index.to_bytes(4, "little"))
-        for key in service.keys - keys:
-            libbpf.delete(fd, key)
+        # A key that this service has no use for may be another's by now.
+        self._stray_keys = self._stray_keys or bool(service.keys - keys)
         service.keys = keys
 
     def _remove_stray_keys(self) -> None:
-        """Once after adoption, and after a service was removed: keys that no service wants."""
+        """Once after adoption, and after a service gave any up: keys that no service wants."""
         fd = self._maps.fds["services4"]
         wanted = {key for service in self._services.values() for key in service.keys}
         vips = {key[:4] for key in wanted}
@@ -253,15 +260,14 @@ class KernelDataplane:
 
     def _remove_service(self, identity: int) -> None:
         service = self._services.pop(identity)
-        for key in service.keys:
-            libbpf.delete(self._maps.fds["services4"], key)
         self._stray_keys = True
         self._drop_backends(service, set())
         record = self._maps.services[service.index : service.index + 1]
         record["identity"] = 0
         record["table"] = 0
         now = self._clock()
-        self._release_table(service)
+        if service.table:
+            self._tables.release(service.table, now)
         self._free_runs.add(service.base, service.room, now)
         self._free_indices.add(service.index, 1, now)
 
@@ -290,13 +296,15 @@ class KernelDataplane:
         self._tables.maintain(now)
         gone = self._free_locals.release(now)
         if gone:
-            owners = [flows.owner(service, local) for service, local in gone]
+            owners = [flows.owner(index, local) for index, local in gone]
             flows.purge(self._maps.flows, np.array(owners, dtype=np.uint64))
             by_index = {service.index: service for service in self._services.values()}
             for index, local in gone:
                 if index in by_index:
-                    self._maps.backends["identity"][by_index[index].base + local] = 0
-                    by_index[index].resting.discard(local)
+                    service = by_index[index]
+                    record = service.base + local
+                    del service.resting[int(self._maps.backends["identity"][record])]
+                    self._maps.backends["identity"][record] = 0
         for start, length in self._free_runs.release(now):
             self._runs.give_back(start, length)
         for start, length in self._free_indices.release(now):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,11 @@ class Sizes:
     service_keys: int
     cpus: int
     interfaces: int
+
+    def at_least(self, other: Sizes) -> Sizes:
+        """No smaller than the other in anything that indices point into, so that all of it can be copied."""
+        kept = ("services", "backends", "slot_lines", "service_keys", "interfaces")
+        return replace(self, **{name: max(getattr(self, name), getattr(other, name)) for name in kept})
 
     def entries(self, name: str) -> int:
         """How many entries the map of that name has."""
@@ -184,7 +189,7 @@ def open_or_create(bpf_dir: Path, wanted: Sizes) -> tuple[Maps, Maps | None]:
     old = Maps(*found)
     fits = old.sizes.flow_sets == wanted.flow_sets and old.sizes.cpus == wanted.cpus
     enough = all(old.sizes.entries(name) >= wanted.entries(name) for name in _NAMES)
-    return (old, None) if fits and enough else (create(wanted), old)
+    return (old, None) if fits and enough else (create(wanted.at_least(old.sizes)), old)
 
 
 def replace_pins(maps: Maps, bpf_dir: Path) -> None:

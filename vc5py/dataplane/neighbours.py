@@ -47,7 +47,8 @@ class NeighbourWatch:
 
     async def refresh(self) -> None:
         """One full look at the neighbour table, soliciting all that isn't sure."""
-        events = {event.address: event for event in await self._netlink.neighbours()}
+        all_events = await self._netlink.neighbours()
+        events = {event.address: event for event in all_events if event.ifindex in self._ifindexes}
         for real in self._wanted:
             event = events.get(real)
             if event is not None:

@@ -7,6 +7,7 @@ Must not know: maps, services. Every refusal by the kernel is a DataplaneError t
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -95,6 +96,15 @@ def _to_event(message: Any) -> NeighbourEvent | None:
     return NeighbourEvent(ip_address(text), ifindex, neighbour, not gone and bool(state & _NUD_SURE))
 
 
+def _reason(error: NetlinkError) -> str:
+    return os.strerror(error.code)
+
+
+def _xdp_attributes(link: Any) -> dict[str, Any]:
+    xdp = link.get("xdp")
+    return dict(xdp["attrs"]) if xdp else {}
+
+
 class Netlink:
     """One rtnetlink socket; made by `Netlink.open()`."""
 
@@ -111,7 +121,7 @@ class Netlink:
         try:
             links = await self._route.link("get", ifname=name)
         except NetlinkError as error:
-            raise DataplaneError(f"interface {name}: {error}") from error
+            raise DataplaneError(f"interface {name}: {_reason(error)}") from error
         link = links[0]
         mac = link.get("address")
         if mac is None or len(mac) != len("02:00:00:00:00:01"):
@@ -127,9 +137,11 @@ class Netlink:
     # Programs
 
     async def _xdp_state(self, interface: Interface) -> dict[str, Any]:
-        link = (await self._route.link("get", index=interface.index))[0]
-        xdp = link.get("xdp")
-        return dict(xdp["attrs"]) if xdp else {}
+        try:
+            link = (await self._route.link("get", index=interface.index))[0]
+        except NetlinkError as error:
+            raise DataplaneError(f"interface {interface.name}: {_reason(error)}") from error
+        return _xdp_attributes(link)
 
     async def attached_xdp(self, interface: Interface) -> int | None:
         """The id of the XDP program that is on the interface."""
@@ -171,11 +183,28 @@ class Netlink:
         attached = str((await self._xdp_state(interface)).get("IFLA_XDP_ATTACHED"))
         return XdpMode.GENERIC if attached in ("2", "xdpgeneric") else XdpMode.NATIVE
 
-    async def detach_xdp(self, interface: Interface) -> None:
-        """In the mode it was attached with: the other way nothing happens, without a word."""
+    async def interfaces_with_xdp(self) -> list[tuple[Interface, int]]:
+        """All interfaces that have an XDP program, with its id; without their addresses."""
+        found = []
+        async for link in await self._route.get_links():
+            program = _xdp_attributes(link).get("IFLA_XDP_PROG_ID")
+            if program is not None:
+                interface = Interface(link.get("ifname"), link["index"], link.get("address") or "", ())
+                found.append((interface, program))
+        return found
+
+    async def detach_xdp(self, interface: Interface, fd: int) -> None:
+        """Takes our program off, in the mode it was attached with: the other way nothing happens, without
+        a word. DataplaneError, and nothing done, where another program is there by now.
+        """
         if await self.attached_xdp(interface) is None:
             return
-        await self._set_xdp(interface, -1, _MODE_FLAGS[await self._current_mode(interface)], None)
+        try:
+            await self._set_xdp(interface, -1, _MODE_FLAGS[await self._current_mode(interface)], fd)
+        except NetlinkError as error:
+            raise DataplaneError(
+                f"the XDP program on {interface.name} isn't ours any more: {_reason(error)}"
+            ) from error
         if await self.attached_xdp(interface) is not None:
             raise DataplaneError(f"the XDP program stays attached to {interface.name}")
 

@@ -84,7 +84,7 @@ class Lab:
         """Whether the real answers the client on its own address, with no balancer in between."""
         namespace = self.layout.namespace(CLIENT.name)
         try:
-            return http_body(namespace, real.address, PORTS[0], "/") == real.name
+            return http_body(namespace, real.address, PORTS[0], "/") == f"{real.name}\n"
         except (OSError, http.client.HTTPException):
             return False
 
@@ -92,6 +92,10 @@ class Lab:
         """SIGKILL for everything that runs on the host."""
         self.network.kill(host.name)
         self.programs[host.name].reap()
+
+    def kill_program(self, host: Host) -> None:
+        """SIGKILL for the program only, not for the children it has started."""
+        self.programs[host.name].kill()
 
     def start(self, host: Host) -> None:
         self.programs[host.name].start()

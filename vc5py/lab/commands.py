@@ -20,7 +20,7 @@ from .errors import LabError, NotObservedError
 from .kernel import NETNS_DIRECTORY
 from .layout import BALANCERS, MAP, METRICS_PORT, NODES, REALS, ROUTER, VIP, Layout
 from .report import Outcome, Report
-from .scenario import learned, perform
+from .scenario import learned, perform, wait_for_reals
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -96,6 +96,7 @@ def up(layout: Layout) -> int:
             _put_up(lab, report)
             try:
                 learned(lab, report)
+                wait_for_reals(lab)
             except NotObservedError:
                 _show_logs(lab, report)
                 raise
@@ -116,7 +117,7 @@ def execute(layout: Layout, node: str, words: list[str]) -> int:
     """Becomes the command on that node; returns only where that failed."""
     namespace = layout.namespace(node)
     if not (NETNS_DIRECTORY / namespace).exists():
-        raise LabError("the lab is not up: vc5py lab up")
+        raise LabError("the lab is not up; put it up with: vc5py lab up")
     command = words[1:] if words[:1] == ["--"] else words
     command = command or [os.environ.get("SHELL", "/bin/sh")]
     sys.stdout.flush()
@@ -214,8 +215,8 @@ def _hints(layout: Layout) -> list[str]:
     directory, lb, real = layout.directory, BALANCERS[0], REALS[0]
     return [
         "Things to try:",
-        f"  {lab} exec client curl -s 'http://{VIP}/?[1-9]'          # who answers",
-        f"  {lab} exec router ip route show {VIP}             # two next hops",
+        f"  {lab} exec client curl -s 'http://{VIP}/?[1-9]'   # who answers",
+        f"  {lab} exec router ip route show {VIP}      # two next hops",
         f"  birdc -s {directory}/{ROUTER}/bird.ctl show route all",
         f"  {lab} exec {lb.name} curl -s http://{lb.address}:{METRICS_PORT}/metrics",
         f"  tail -f {directory}/{lb.name}/log",

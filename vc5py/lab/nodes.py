@@ -84,6 +84,11 @@ class Program:
         """Exit status where the program was started and has ended, else None."""
         return self._process.poll() if self._process else None
 
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self.reap()
+
     def reap(self) -> None:
         """Collects the exit status of a program that was killed."""
         if self._process:
@@ -177,7 +182,7 @@ http {{
     listen {PORTS[1]} ssl;
     ssl_certificate {layout.directory}/web.crt;
     ssl_certificate_key {layout.directory}/web.key;
-    location = / {{ return 200 "{real.name}"; }}
+    location = / {{ return 200 "{real.name}\\n"; }}
     location = /alive {{ return 200 "alive\\n"; }}
     location = /big {{ alias {layout.directory}/big; sendfile on; add_header X-Real {real.name}; }}
   }}

@@ -59,8 +59,7 @@ def learned(lab: Lab, report: Report) -> Figures:
 
 def served(lab: Lab, report: Report) -> Figures:
     """All reals answer, over http and https, through both balancers; no request fails."""
-    for real in REALS:
-        lab.wait_for(f"{real.name} is up", partial(everyone_says, lab.layout, real, up=True))
+    wait_for_reals(lab)
     before = _packets_per_balancer(lab)
     figures = []
     for scheme in ("http", "https"):
@@ -235,6 +234,12 @@ def wait_for_next_hops(lab: Lab, *balancers: Host) -> float:
         lambda: next_hops(lab.layout) == wanted,
         ROUTE_TIMEOUT_S,
     )
+
+
+def wait_for_reals(lab: Lab) -> None:
+    """Waits until both balancers say that all reals are up."""
+    for real in REALS:
+        lab.wait_for(f"{real.name} is up", partial(everyone_says, lab.layout, real, up=True))
 
 
 def _require(observed: bool, otherwise: str) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 
 from .layout import BIG_BYTES, CLIENT, PORTS, VIP, Layout
@@ -34,15 +35,16 @@ def curl(layout: Layout, count: int, scheme: str = "http") -> Counter[str]:
     shown = run(
         *("ip", "netns", "exec", layout.namespace(CLIENT.name), "curl", "--silent", "--insecure"),
         *("--noproxy", "*", "--connect-timeout", "1", "--max-time", "1.5"),
-        *("--write-out", " %{http_code}\\n", f"{scheme}://{VIP}/?[1-{count}]"),
+        *("--write-out", "%{http_code}\\n", f"{scheme}://{VIP}/?[1-{count}]"),
         check=False,
         timeout_s=count * 1.5 + 5,
     )
     answers: Counter[str] = Counter()
-    for line in shown.splitlines():
-        body, _, code = line.rpartition(" ")
-        answers[body if code == "200" else "failed"] += 1
-    answers["failed"] += count - answers.total()
+    lines = shown.splitlines()  # for each request the body, which is a real's name, if any; then the status
+    for body, status in pairwise(lines):
+        if status == "200":
+            answers[body] += 1
+    answers["failed"] = count - answers.total()
     return answers
 
 
@@ -162,7 +164,7 @@ class Load:
         real: str | None = None
         error = ""
         try:
-            real = http_body(self._namespace, VIP, PORTS[0], "/", self._timeout_s)
+            real = http_body(self._namespace, VIP, PORTS[0], "/", self._timeout_s).strip()
         except (OSError, http.client.HTTPException) as problem:
             error = str(problem) or type(problem).__name__
         return Reply(started_s, time.monotonic(), real, error)

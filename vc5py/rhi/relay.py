@@ -33,10 +33,10 @@ PROTOCOL = 1
 # A fresh ExaBGP has no director yet; give it at least this long to come, however short the hold.
 FIRST_DIRECTOR_S = 5.0
 FAREWELL_S = 2.0
-TERMINATE_S = 3.0
+TERMINATE_S = 2.0
 MAX_REQUEST = 1 << 16
 MAX_COMMAND = 4096
-MAX_BACKLOG = 1 << 24
+MAX_BACKLOG = 1 << 23
 # After the withdrawal, harmless commands: ExaBGP sends a share of its updates before it answers each one.
 FAREWELL = ("clear adj-rib out", *("version",) * 4)
 
@@ -51,7 +51,7 @@ class Director:
         connection.setblocking(False)
         self.connection = connection
         self._incoming = b""
-        self.backlog = b""
+        self.backlog = bytearray()
 
     def receive(self) -> list[bytes] | None:
         """Complete lines that have arrived; None when the director has gone or talks nonsense."""
@@ -65,13 +65,14 @@ class Director:
         return lines if data and len(self._incoming) <= MAX_REQUEST else None
 
     def send(self, message: dict[str, Any]) -> bool:
-        """Queue and send what can be sent; False when the director is lost or doesn't read."""
+        """Send, or queue behind what waits; False when the director is lost or doesn't read."""
+        waiting = bool(self.backlog)
         self.backlog += json.dumps(message).encode() + b"\n"
-        return self.flush()
+        return len(self.backlog) <= MAX_BACKLOG if waiting else self.flush()
 
     def flush(self) -> bool:
         try:
-            self.backlog = self.backlog[self.connection.send(self.backlog) :]
+            del self.backlog[: self.connection.send(self.backlog)]
         except BlockingIOError:
             pass
         except OSError:

@@ -310,9 +310,10 @@ class Speaker:
         self._partial -= {vip}
         if change.action is rib.RouteAction.ANNOUNCE:
             self._announced |= {vip}
+            log.info("route announced vip=%s", vip)
         else:
             self._announced -= {vip}
-        log.info("route %s vip=%s", change.action, vip)
+            log.info("route withdrawn vip=%s", vip)
 
     async def _observe_sessions(self, link: Link) -> Mapping[IPAddress, int]:
         """Update the sessions' states; the UPDATE messages sent, by established peer."""
@@ -341,9 +342,10 @@ class Speaker:
 
     def _set_session(self, peer: IPAddress, state: SessionState) -> None:
         if self._sessions.get(peer, state) is state:
-            return
+            return  # no news, or a peer that isn't ours
+        notable = SessionState.ESTABLISHED in (state, self._sessions[peer])  # attempts repeat for ever
         self._sessions[peer] = state
-        log.info("session %s peer=%s", state, peer)
+        log.log(logging.INFO if notable else logging.DEBUG, "session %s peer=%s", state, peer)
         if self._on_session is not None:
             self._on_session(peer, state)
 

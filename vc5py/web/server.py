@@ -27,10 +27,10 @@ def _application(snapshot: Callable[[], Snapshot]) -> web.Application:
 @asynccontextmanager
 async def serve(address: str, port: int, snapshot: Callable[[], Snapshot]) -> AsyncIterator[None]:
     """Serves while the context lasts. Raises Vc5Error where the address or port can't be had."""
-    runner = web.AppRunner(_application(snapshot), access_log=None)
+    runner = web.AppRunner(_application(snapshot), access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, address, port, shutdown_timeout=_SHUTDOWN_S).start()
+        await web.TCPSite(runner, address, port).start()
     except OSError as error:
         await runner.cleanup()
         raise Vc5Error(f"can't serve metrics on {address} port {port}: {error.strerror}") from error

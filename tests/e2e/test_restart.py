@@ -1,0 +1,390 @@
+"""Starting, stopping, dying and starting again: what stays, what goes, and in which order.
+
+The first part breaks a balancer of the standing lab under load and mends it again; the second runs
+`vc5py run` in a namespace of its own, where nothing but errors and leftovers is of interest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vc5py.lab.assembly import Lab
+from vc5py.lab.kernel import pin_pass_program
+from vc5py.lab.layout import BALANCERS, REALS, Host
+from vc5py.lab.network import run
+from vc5py.lab.observe import bird_routes, established, metrics, next_hops, reals_up, total
+from vc5py.lab.scenario import wait_for_next_hops
+from vc5py.lab.traffic import Downloads, Load
+
+VC5PY = str(Path(sys.executable).with_name("vc5py"))
+VICTIM = BALANCERS[0]
+
+
+def xdp_program(namespace: str, interface: str = "eth0") -> int | None:
+    """The id of the XDP program on an interface."""
+    link = json.loads(run("ip", "-n", namespace, "-d", "-j", "link", "show", "dev", interface))[0]
+    return link["xdp"]["prog"]["id"] if "xdp" in link else None
+
+
+def egress_filters(namespace: str, interface: str = "eth0") -> str:
+    return run("tc", "-n", namespace, "filter", "show", "dev", interface, "egress", check=False).strip()
+
+
+def pins(directory: Path) -> list[str]:
+    """The files below a bpf file system's root, less the kernel's own."""
+    found = (str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if name not in ("maps.debug", "progs.debug"))
+
+
+def until(what: str, happened: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def sampled(look: Callable[[], object]) -> Iterator[list[object]]:
+    """What `look` sees, again and again, while the block runs."""
+    seen: list[object] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.01):
+            seen.append(look())
+
+    watcher = threading.Thread(target=work)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watcher.join()
+
+
+# A balancer among others, under load
+
+
+def main_process(lab: Lab, host: Host) -> int:
+    """The process id of the balancer itself, not of its ExaBGP."""
+    (pid,) = (p for p in lab.network.pids(host.name) if b"\0run\0" in Path(f"/proc/{p}/cmdline").read_bytes())
+    return pid
+
+
+def session_since(lab: Lab) -> list[str]:
+    """When the route and the BGP session of the victim began, as BIRD says."""
+    control = str(lab.layout.node_directory("router") / "bird.ctl")
+    protocol = run("birdc", "-r", "-s", control, "show", "protocols", VICTIM.name)
+    routes = re.findall(rf"\[{VICTIM.name} [^\]]*\]", " ".join(bird_routes(lab.layout)))
+    return [line for line in protocol.splitlines() if line.startswith(VICTIM.name)] + routes
+
+
+def answered_since(load: Load) -> Callable[[], bool]:
+    begun_s = time.monotonic()
+    return lambda: sum(reply.started_s > begun_s for reply in list(load.replies)) > 60
+
+
+def packets(lab: Lab) -> float:
+    return total(metrics(lab.layout, VICTIM), "vc5_real_packets_total")
+
+
+def in_service(lab: Lab) -> bool:
+    return (reals_up(lab.layout, VICTIM) or {}) == {real.address: True for real in REALS}
+
+
+def test_killed_balancer_goes_on_and_its_successor_takes_over(lab: Lab) -> None:
+    namespace = lab.layout.namespace(VICTIM.name)
+    before, since, old = packets(lab), session_since(lab), xdp_program(namespace)
+    assert old and len(since) == 2
+    pinned = pins(lab.layout.bpffs(VICTIM.name))
+    with (
+        Load(lab.layout) as load,
+        Downloads(lab.layout, 4) as downloads,
+        sampled(lambda: xdp_program(namespace)) as programs,
+    ):
+        lab.wait_for("requests flow", answered_since(load))
+        assert downloads.under_way() == 4
+        lab.kill_program(VICTIM)
+        until("requests flow", answered_since(load))
+        assert xdp_program(namespace) == old
+        assert next_hops(lab.layout) == {balancer.address for balancer in BALANCERS}
+        lab.start(VICTIM)
+        lab.wait_for("it is back", lambda: in_service(lab))
+        counted = [packets(lab)]
+        lab.wait_for("the program is exchanged", lambda: xdp_program(namespace) != old)
+        flows = total(metrics(lab.layout, VICTIM), "vc5_real_flows")
+        lab.wait_for("requests flow", answered_since(load))
+        counted.append(packets(lab))
+        assert downloads.completed() == 4
+    assert load.failed() == []
+    assert list(dict.fromkeys(programs)) == [old, xdp_program(namespace)]
+    assert before < counted[0] < counted[1]
+    assert flows > 0
+    assert session_since(lab) == since
+    assert pins(lab.layout.bpffs(VICTIM.name)) == pinned
+
+
+def test_stopped_balancer_withdraws_before_it_detaches_and_leaves_nothing(lab: Lab) -> None:
+    namespace, directory = lab.layout.namespace(VICTIM.name), lab.layout.node_directory(VICTIM.name)
+    program = lab.programs[VICTIM.name]
+    logged = len(program.log.read_text())
+
+    def look() -> tuple[bool, bool]:
+        attached = xdp_program(namespace) is not None  # first, so that a route seen later is one too many
+        return attached, VICTIM.address in next_hops(lab.layout)
+
+    with Load(lab.layout) as load:
+        lab.wait_for("requests flow", answered_since(load))
+        with sampled(look) as seen:
+            until("a look", lambda: bool(seen))
+            os.kill(main_process(lab, VICTIM), signal.SIGTERM)
+            until("it has ended", lambda: program.ended() is not None)
+        status = program.ended()
+        program.reap()
+        until("requests flow", answered_since(load))
+        try:
+            assert status == 0, program.log_tail()
+            assert list(dict.fromkeys(seen)) == [(True, True), (True, False), (False, False)]
+            assert pins(lab.layout.bpffs(VICTIM.name)) == []
+            assert egress_filters(namespace) == ""
+            assert not established(lab.layout, VICTIM)
+            assert lab.network.pids(VICTIM.name) == []
+            left = {path.name for path in (directory / "state").rglob("*") if not path.is_dir()}
+            assert left == {"lock", "exabgp.log"}
+            text = program.log.read_text()[logged:]
+            assert "Traceback" not in text and " ERROR " not in text
+        finally:
+            lab.start(VICTIM)
+            wait_for_next_hops(lab, *BALANCERS)
+        lab.wait_for("requests flow", answered_since(load))
+    assert load.failed() == []
+
+
+# A balancer by itself
+
+CONFIG = """
+services: [{name: a, addr: 192.0.2.1, port: 80, real: g, checks: []}]
+reals: {g: [10.9.0.2]}
+metrics: {address: 127.0.0.1, port: 9955}
+"""
+
+
+class Solo:
+    """A namespace with interfaces eth0 and eth1, and what is needed to run a balancer in it."""
+
+    namespace = "vc5e2e-solo"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = directory / "vc5.yaml"
+        self.config.write_text(CONFIG)
+        self.state_dir = directory / "state"
+        self.bpffs = directory / "bpf"
+        self.bpf_dir = self.bpffs / "vc5py"
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def build(self) -> None:
+        run("ip", "netns", "add", self.namespace)
+        for n in (0, 1):
+            run("ip", "-n", self.namespace, *f"link add eth{n} type veth peer name peer{n}".split())
+            for end in (f"eth{n}", f"peer{n}"):
+                run("ip", "-n", self.namespace, "link", "set", end, "up")
+            run("ip", "-n", self.namespace, *f"addr add 10.9.{n}.1/24 dev eth{n}".split())
+        run("ip", "-n", self.namespace, "link", "set", "lo", "up")
+        self.bpffs.mkdir()
+        run("mount", "-t", "bpf", "bpf", str(self.bpffs))
+
+    def remove(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            assert process.stderr
+            process.stderr.close()
+        run("ip", "netns", "del", self.namespace, check=False)
+        run("umount", "--lazy", str(self.bpffs), check=False)
+
+    def start(self, *interfaces: str, **options: object) -> subprocess.Popen[str]:
+        chosen = {"config": self.config, "state-dir": self.state_dir, "bpf-dir": self.bpf_dir}
+        chosen |= {name.replace("_", "-"): value for name, value in options.items()}  # type: ignore[misc]
+        words = [f"--{name}={value}" for name, value in chosen.items()]
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace, VC5PY, "run", *words, *interfaces],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def start_and_wait(self, *interfaces: str) -> subprocess.Popen[str]:
+        old = {name: xdp_program(self.namespace, name) for name in interfaces}
+        process = self.start(*interfaces)
+
+        def attached() -> bool:
+            assert process.poll() is None, process.communicate()[1]
+            new = {name: xdp_program(self.namespace, name) for name in interfaces}
+            fresh = self.bpf_dir / "vc5_ingress_new"
+            return all(new[n] not in (None, old[n]) for n in interfaces) and not fresh.exists()
+
+        until("attached", attached)
+        return process
+
+    def fails(self, *interfaces: str, **options: object) -> tuple[int, str]:
+        """Exit status and what was said, of a run that ends by itself."""
+        process = self.start(*interfaces, **options)
+        _, said = process.communicate(timeout=20)
+        return process.returncode, said
+
+    def put_foreign_program_on(self, interface: str) -> int:
+        path = self.bpffs / "foreign"
+        pin_pass_program(path)
+        run("ip", "-n", self.namespace, "link", "set", interface, "xdpdrv", "pinned", str(path))
+        path.unlink()
+        program = xdp_program(self.namespace, interface)
+        assert program is not None
+        return program
+
+    def traces(self) -> list[object]:
+        """All that a balancer may leave on the machine: programs, filters, pins."""
+        both = ("eth0", "eth1")
+        programs = [xdp_program(self.namespace, name) for name in both]
+        filters = [egress_filters(self.namespace, name) for name in both]
+        return [*filter(None, programs), *filter(None, filters), *pins(self.bpffs)]
+
+
+@pytest.fixture
+def solo(tmp_path: Path) -> Iterator[Solo]:
+    one = Solo(tmp_path)
+    one.remove()
+    one.build()
+    yield one
+    one.remove()
+
+
+def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> str:
+    process.send_signal(number)
+    _, said = process.communicate(timeout=15)
+    assert process.returncode == (-number if number is signal.SIGKILL else 0), said
+    return said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_leaves_nothing(solo: Solo, number: signal.Signals) -> None:
+    process = solo.start_and_wait("eth0", "eth1")
+    assert len(solo.traces()) > 10
+    stop(process, number)
+    assert solo.traces() == []
+
+
+def test_stop_leaves_nothing_that_a_killed_predecessor_had(solo: Solo) -> None:
+    stop(solo.start_and_wait("eth0", "eth1"), signal.SIGKILL)
+    assert len(solo.traces()) > 10
+    process = solo.start_and_wait("eth0")
+    until("eth1 is left", lambda: xdp_program(solo.namespace, "eth1") is None)
+    stop(process)
+    assert solo.traces() == []
+
+
+def test_killed_between_attaching_and_pinning_is_taken_over(solo: Solo) -> None:
+    stop(solo.start_and_wait("eth0"), signal.SIGKILL)
+    (solo.bpf_dir / "vc5_ingress").rename(solo.bpf_dir / "vc5_ingress_new")
+    stop(solo.start_and_wait("eth0"))
+    assert solo.traces() == []
+
+
+def test_reconfigured_successor_of_a_killed_balancer_keeps_what_fits(solo: Solo) -> None:
+    """Larger maps are made for it, in which everything is found again; smaller ones are not."""
+    stop(solo.start_and_wait("eth0"), signal.SIGKILL)
+    solo.config.write_text(CONFIG + "flows: 2048\n")
+    stop(solo.start_and_wait("eth0"), signal.SIGKILL)
+    services = [
+        f"{{name: s{n}, addr: 192.0.2.{n}, port: [80, 81], real: g, checks: []}}" for n in range(2, 200)
+    ]
+    solo.config.write_text(CONFIG.replace("services: [", "services: [" + ", ".join(services) + ", "))
+    stop(solo.start_and_wait("eth0"), signal.SIGKILL)
+    solo.config.write_text(CONFIG + "flows: 4096\n")
+    said = stop(solo.start_and_wait("eth0"))
+    assert "maps enlarged flows_without_place=0" in said
+    assert solo.traces() == []
+
+
+def test_foreign_program_is_left_alone(solo: Solo) -> None:
+    foreign = solo.put_foreign_program_on("eth1")
+    status, said = solo.fails("eth0", "eth1")
+    assert (status, xdp_program(solo.namespace, "eth1")) == (1, foreign)
+    assert said.endswith("vc5py: interface eth1 has an XDP program of somebody else's: remove it first\n")
+    assert "Traceback" not in said
+    assert solo.traces() == [foreign]
+
+
+def test_foreign_program_that_took_our_place_is_not_detached(solo: Solo) -> None:
+    process = solo.start_and_wait("eth0")
+    run("ip", "-n", solo.namespace, "link", "set", "eth0", "xdpdrv", "off")
+    foreign = solo.put_foreign_program_on("eth0")
+    assert "isn't ours any more" in stop(process)
+    assert solo.traces() == [foreign]
+
+
+def test_interface_that_has_gone_does_not_keep_the_rest_from_being_cleaned_up(solo: Solo) -> None:
+    process = solo.start_and_wait("eth0", "eth1")
+    run("ip", "-n", solo.namespace, "link", "del", "eth0")
+    said = stop(process)
+    assert "interface eth0: No such device" in said and "Traceback" not in said
+    run("ip", "-n", solo.namespace, *["link", "add", "eth0", "type", "veth", "peer", "name", "peer0"])
+    assert solo.traces() == []
+
+
+def test_second_balancer_with_the_same_state_directory_is_refused(solo: Solo) -> None:
+    first = solo.start_and_wait("eth0")
+    before = solo.traces()
+    said = f"vc5py: another vc5py runs with the state directory {solo.state_dir}\n"
+    assert solo.fails("eth1") == (1, said)
+    assert solo.traces() == before
+    assert first.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("interface", "told"),
+    [("nosuch0", "No such device"), ("much-too-long-a-name", "")],
+)
+def test_unknown_interface_is_one_clear_line(solo: Solo, interface: str, told: str) -> None:
+    status, said = solo.fails("eth0", interface)
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith(f"vc5py: interface {interface}: {told}")
+    assert solo.traces() == []
+
+
+def test_bpf_directory_must_be_on_a_bpf_filesystem(solo: Solo, tmp_path: Path) -> None:
+    status, said = solo.fails("eth0", bpf_dir=tmp_path / "plain")
+    assert (status, said.count("\n")) == (1, 1)
+    assert "is not on a bpf filesystem" in said
+    assert solo.traces() == []
+
+
+def test_port_in_use_is_one_clear_line_and_nothing_is_attached(solo: Solo) -> None:
+    solo.start_and_wait("eth0")
+    before = solo.traces()
+    status, said = solo.fails("eth1", state_dir=solo.directory / "s2", bpf_dir=solo.bpffs / "b2")
+    assert (status, "Traceback" in said) == (1, False)
+    assert "can't serve metrics on 127.0.0.1 port 9955" in said
+    assert solo.traces() == before
+
+
+def test_configuration_with_errors_touches_nothing(solo: Solo) -> None:
+    solo.config.write_text(CONFIG.replace("port: 80", "port: eighty"))
+    status, said = solo.fails("eth0")
+    assert status == 2
+    assert said.startswith(f"{solo.config}:2:")
+    assert not solo.state_dir.exists() and not solo.bpf_dir.exists()
+    assert solo.traces() == []

@@ -1,0 +1,167 @@
+"""The command line: what is printed where, and the exit status. Commands that need a kernel are in e2e."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vc5py
+from vc5py import app, cli, lab
+from vc5py.app import Options
+from vc5py.dataplane.netlink import XdpMode
+from vc5py.errors import DataplaneError
+from vc5py.model import Config
+
+GOOD = """
+services:
+  - {name: a, addr: [10.0.0.1, 10.0.0.2], port: 80, real: g, checks: []}
+  - {name: b, addr: 10.0.0.1, port: 81, real: g, checks: []}
+reals: {g: [10.0.1.1]}
+"""
+BAD = GOOD.replace("port: 80", "port: 99999").replace("port: 81", "prot: 81")
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD)
+    return path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Options]]:
+    """What `run` was asked to run, instead of running it."""
+    calls: list[tuple[Config, Options]] = []
+    monkeypatch.setattr(app, "run", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_check_says_what_it_found(good: Path, capsys: Output) -> None:
+    assert cli.main(["check", "-c", str(good)]) == 0
+    assert capsys.readouterr() == (f"{good}: good: 2 services on 2 VIPs\n", "")
+
+
+@pytest.mark.parametrize("command", [["check"], ["run", "eth0"]])
+def test_every_error_of_a_configuration_has_its_place(
+    command: list[str], bad: Path, capsys: Output, started: list[object]
+) -> None:
+    assert cli.main([*command, "-c", str(bad)]) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert len(lines) >= 2
+    assert all(line.startswith(f"{bad}:") for line in lines)
+    assert any(f"{bad}:3:" in line for line in lines) and any(f"{bad}:4:" in line for line in lines)
+    assert started == []
+
+
+@pytest.mark.parametrize("command", [["check"], ["run", "eth0"]])
+def test_missing_configuration_is_a_configuration_error(
+    command: list[str], tmp_path: Path, capsys: Output, started: list[object]
+) -> None:
+    missing = tmp_path / "none.yaml"
+    assert cli.main([*command, "-c", str(missing)]) == 2
+    assert capsys.readouterr().err == f"{missing}: can't be read: No such file or directory\n"
+    assert started == []
+
+
+def test_run_passes_on_what_it_was_told(good: Path, started: list[tuple[Config, Options]]) -> None:
+    given = {"address": "10.0.0.9", "state-dir": "/s", "bpf-dir": "/b", "xdp-mode": "generic"}
+    words = [*(f"--{name}={value}" for name, value in given.items()), "eth0", "eth1", "eth0"]
+    assert cli.main(["run", "-c", str(good), *words]) == 0
+    ((config, options),) = started
+    assert len(config.services) == 2
+    assert (str(options.address), options.state_dir) == ("10.0.0.9", Path("/s"))
+    assert options.dataplane.interfaces == ("eth0", "eth1")
+    assert (options.dataplane.bpf_dir, options.dataplane.mode) == (Path("/b"), XdpMode.GENERIC)
+
+
+def test_run_has_defaults(good: Path, started: list[tuple[Config, Options]]) -> None:
+    assert cli.main(["run", "-c", str(good), "eth0"]) == 0
+    ((_, options),) = started
+    assert (options.address, options.dataplane.mode) == (None, None)
+    assert (options.state_dir, options.dataplane.bpf_dir) == (Path("/run/vc5py"), Path("/sys/fs/bpf/vc5py"))
+
+
+def test_what_a_person_can_mend_is_a_line_and_status_1(
+    good: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DataplaneError("interface eth0: no such device")
+
+    monkeypatch.setattr(app, "run", fail)
+    assert cli.main(["run", "-c", str(good), "eth0"]) == 1
+    assert capsys.readouterr() == ("", "vc5py: interface eth0: no such device\n")
+
+
+def test_bug_is_not_hidden(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(app, "run", fail)
+    with pytest.raises(KeyError):
+        cli.main(["run", "-c", str(good), "eth0"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "COMMAND"),
+        (["walk"], "walk"),
+        (["run"], "INTERFACE"),
+        (["run", "eth0", "--address", "10.0.0.256"], "10.0.0.256"),
+        (["run", "eth0", "--address", "2001:db8::1"], "2001:db8::1"),
+        (["run", "eth0", "--xdp-mode", "fast"], "fast"),
+        (["check", "extra"], "extra"),
+    ],
+)
+def test_wrong_usage_is_status_2(words: list[str], told: str, capsys: Output, started: list[object]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
+    assert started == []
+
+
+def test_version(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"vc5py {vc5py.__version__}\n"
+
+
+def test_lab_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["lab", "--name", "x"]
+    assert cli._parser().parse_args(words).name == "x"
+    monkeypatch.setitem(cli._COMMANDS, "lab", lambda args: 7)
+    assert cli.main(words) == 7
+    assert callable(lab.main)
+
+
+def test_installed_command_and_module_return_the_status(bad: Path) -> None:
+    for start in ([str(Path(sys.executable).with_name("vc5py"))], [sys.executable, "-m", "vc5py.cli"]):
+        done = subprocess.run([*start, "check", "-c", str(bad)], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Traceback" not in done.stderr
+
+
+def test_check_needs_neither_bcc_nor_numpy(good: Path) -> None:
+    """So that a configuration can be checked where the balancer doesn't run."""
+    script = (
+        "import sys; from vc5py import cli; status = cli.main(['check', '-c', sys.argv[1]]);"
+        "sys.exit(status or bool({'bcc', 'numpy', 'pyroute2'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(good)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

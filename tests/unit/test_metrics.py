@@ -1,0 +1,118 @@
+"""`/metrics`: every number of a snapshot under its name, in the text format."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from vc5py.errors import Vc5Error
+from vc5py.model import VirtualServiceId
+from vc5py.snapshot import RealSnapshot, ServiceSnapshot, Snapshot, VerdictSnapshot
+from vc5py.web import metrics
+from vc5py.web.server import serve
+
+VIP, VIP2 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
+REALS = (
+    RealSnapshot(IPv4Address("10.0.0.1"), True, 1 << 60, 200, 3),
+    RealSnapshot(IPv4Address("10.0.0.2"), False, 4, 5, 6),
+)
+SNAPSHOT = Snapshot(
+    version="1.2.3",
+    services=(
+        ServiceSnapshot(VirtualServiceId('we"b\n', VIP), True, 1, REALS),
+        ServiceSnapshot(VirtualServiceId("dns", VIP2), False, 2, ()),
+    ),
+    vips={VIP: True, VIP2: False},
+    sessions={IPv4Address("10.0.0.254"): True, IPv4Address("10.0.0.253"): False},
+    verdicts=(VerdictSnapshot("not_vip", "pass", 9),),
+    probes={("http", "ok"): 7, ("tcp", "refused"): 8},
+    probe_lag_s=0.25,
+    interfaces={"eth0": "native", "eth1": "generic"},
+    flow_capacity=4096,
+)
+EXPECTED = """
+vc5_bgp_session_up{peer="10.0.0.253"} 0
+vc5_bgp_session_up{peer="10.0.0.254"} 1
+vc5_flow_table_entries{} 4096
+vc5_info{version="1.2.3"} 1
+vc5_interface_xdp_native{interface="eth0"} 1
+vc5_interface_xdp_native{interface="eth1"} 0
+vc5_probe_lag_seconds{} 0.25
+vc5_probes_total{outcome="ok",type="http"} 7
+vc5_probes_total{outcome="refused",type="tcp"} 8
+vc5_real_bytes_total{real="10.0.0.1",service="WEB",vip="192.0.2.1"} 200
+vc5_real_bytes_total{real="10.0.0.2",service="WEB",vip="192.0.2.1"} 5
+vc5_real_flows{real="10.0.0.1",service="WEB",vip="192.0.2.1"} 3
+vc5_real_flows{real="10.0.0.2",service="WEB",vip="192.0.2.1"} 6
+vc5_real_packets_total{real="10.0.0.1",service="WEB",vip="192.0.2.1"} 1.15292e+18
+vc5_real_packets_total{real="10.0.0.2",service="WEB",vip="192.0.2.1"} 4
+vc5_real_up{real="10.0.0.1",service="WEB",vip="192.0.2.1"} 1
+vc5_real_up{real="10.0.0.2",service="WEB",vip="192.0.2.1"} 0
+vc5_service_need{service="WEB",vip="192.0.2.1"} 1
+vc5_service_need{service="dns",vip="192.0.2.2"} 2
+vc5_service_up{service="WEB",vip="192.0.2.1"} 1
+vc5_service_up{service="dns",vip="192.0.2.2"} 0
+vc5_verdicts_total{action="pass",verdict="not_vip"} 9
+vc5_vip_up{vip="192.0.2.1"} 1
+vc5_vip_up{vip="192.0.2.2"} 0
+"""
+
+
+def samples(text: str) -> Iterator[str]:
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            yield f"{sample.name}{{{labels}}} {sample.value:g}".replace('we"b\n', "WEB")
+
+
+def test_every_number_has_its_name() -> None:
+    assert sorted(samples(metrics.render(SNAPSHOT).decode())) == EXPECTED.strip().splitlines()
+
+
+def test_every_family_has_help_and_the_type_of_its_name() -> None:
+    families = list(text_string_to_metric_families(metrics.render(SNAPSHOT).decode()))
+    text = metrics.render(SNAPSHOT).decode()
+    for family in families:
+        assert family.documentation
+        counters = {sample.name.endswith("_total") for sample in family.samples}
+        assert counters == {family.type == "counter"}
+    assert "_created" not in text
+
+
+def test_balancer_that_has_nothing_yet_can_be_scraped() -> None:
+    nothing = replace(SNAPSHOT, services=(), vips={}, sessions={}, verdicts=(), probes={}, interfaces={})
+    assert len(list(samples(metrics.render(nothing).decode()))) == 3
+
+
+async def test_server_shows_the_snapshot_of_the_moment() -> None:
+    moments = iter([SNAPSHOT, replace(SNAPSHOT, flow_capacity=8192)])
+    port = free_port()
+    async with serve("127.0.0.1", port, lambda: next(moments)), aiohttp.ClientSession() as client:
+        for capacity in (4096, 8192):
+            async with client.get(f"http://127.0.0.1:{port}/metrics") as response:
+                assert response.status == http.client.OK
+                assert response.headers["Content-Type"].startswith("text/plain; version=")
+                assert f"vc5_flow_table_entries {capacity}.0\n" in await response.text()
+        async with client.get(f"http://127.0.0.1:{port}/secret") as response:
+            assert response.status == http.client.NOT_FOUND
+
+
+async def test_port_in_use_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(Vc5Error, match=rf"^can't serve metrics on 127.0.0.1 port {port}: .*in use$"):
+            async with serve("127.0.0.1", port, lambda: SNAPSHOT):
+                pass
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

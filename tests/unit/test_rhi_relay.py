@@ -1,0 +1,292 @@
+"""The relay as a real process, between a director's socket and pipes on which the test plays ExaBGP.
+
+Its parent, which it ends in the end, is a shell of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vc5py.rhi import relay as relay_module
+
+TIMEOUT_S = 10.0
+EVENT = '{ "exabgp": "5.0.0", "type": "state", "neighbor": { "state": "up" } }'
+
+
+class Exabgp:
+    """The relay's parent and its pipes. `constants` replace those of the relay."""
+
+    def __init__(self, path: Path, hold_s: float, constants: dict[str, float]) -> None:
+        self.path = path
+        program = (
+            f"import runpy; module = runpy.run_path({relay_module.__file__!r}); "
+            f"module['main'].__globals__.update({constants!r}); module['main']()"
+        )
+        command = [sys.executable, "-I", "-S", "-c", program, str(path), "--hold", str(hold_s)]
+        self.process = subprocess.Popen(
+            ["sh", "-c", '"$@"; exit 7', "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._text = ""
+
+    def reads(self) -> str:
+        """The next line that the relay sends to ExaBGP."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        while "\n" not in self._text:
+            assert select.select([stdout], [], [], TIMEOUT_S)[0], "the relay sends nothing"
+            data = stdout.read(4096)
+            assert data, "the relay has gone"
+            self._text += data.decode()
+        line, self._text = self._text.split("\n", 1)
+        return line
+
+    def has_nothing_to_read(self) -> bool:
+        return not self.sends_within(0)
+
+    def sends_within(self, timeout_s: float) -> bool:
+        assert self.process.stdout is not None
+        return bool(self._text or select.select([self.process.stdout], [], [], timeout_s)[0])
+
+    def says(self, *lines: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+
+    def synchronises(self) -> None:
+        assert (self.reads(), self.reads()) == ("reset", "version")
+        self.says("exabgp 5.0.15", "done")
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+        self.process.wait(TIMEOUT_S)
+
+
+class Director:
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(TIMEOUT_S)
+        end = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                self.socket.connect(str(path))
+                break
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        self._file = self.socket.makefile("r")
+
+    def reads(self) -> Any:
+        line = self._file.readline()
+        return json.loads(line) if line else None
+
+    def asks(self, *commands: str) -> None:
+        self.sends(*(json.dumps({"command": command}) for command in commands))
+
+    def sends(self, *lines: str) -> None:
+        self.socket.sendall("".join(f"{line}\n" for line in lines).encode())
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+StartExabgp = Callable[..., Exabgp]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartExabgp]:
+    started: list[Exabgp] = []
+
+    def start_exabgp(hold_s: float = 30.0, **constants: float) -> Exabgp:
+        started.append(Exabgp(tmp_path / "relay.sock", hold_s, {"FIRST_DIRECTOR_S": 30.0, **constants}))
+        return started[-1]
+
+    yield start_exabgp
+    for exabgp in started:
+        exabgp.close()
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[Exabgp], Director]]:
+    directors: list[Director] = []
+
+    def connect_director(exabgp: Exabgp) -> Director:
+        directors.append(Director(exabgp.path))
+        return directors[-1]
+
+    yield connect_director
+    for director in directors:
+        director.close()
+
+
+Connect = Callable[[Exabgp], Director]
+
+
+def test_it_introduces_itself_on_a_private_socket(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start()
+    assert connect(exabgp).reads() == {"relay": relay_module.PROTOCOL, "exabgp": exabgp.process.pid}
+    assert stat.S_IMODE(exabgp.path.stat().st_mode) == 0o600
+    assert [path.name for path in exabgp.path.parent.iterdir()] == ["relay.sock"]
+
+
+def test_commands_go_one_at_a_time(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start()
+    exabgp.synchronises()
+    director = connect(exabgp)
+    director.reads()
+    director.asks("announce one", "show two", "bogus three")
+    assert exabgp.reads() == "announce one"
+    exabgp.says(EVENT)
+    assert director.reads() == {"event": json.loads(EVENT)}
+    assert exabgp.has_nothing_to_read()
+    exabgp.says("done")
+    assert director.reads() == {"answer": "done", "lines": []}
+    assert exabgp.reads() == "show two"
+    exabgp.says('{"10.0.0.1": {}}', EVENT, "second line", "done")
+    assert director.reads() == {"event": json.loads(EVENT)}
+    assert director.reads() == {"answer": "done", "lines": ['{"10.0.0.1": {}}', "second line"]}
+    assert exabgp.reads() == "bogus three"
+    exabgp.says("error")
+    assert director.reads() == {"answer": "error", "lines": []}
+
+
+def test_late_answers_to_a_former_relay_are_nobodys(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start()
+    director = connect(exabgp)
+    director.reads()
+    director.asks("announce one")
+    assert (exabgp.reads(), exabgp.reads()) == ("reset", "version")
+    exabgp.says("10.0.0.1 ipv4 unicast 192.0.2.1/32", "done", "exabgp 5.0.15", "done")
+    assert exabgp.reads() == "announce one"
+    exabgp.says("mine", "done")
+    assert director.reads() == {"answer": "done", "lines": ["mine"]}
+
+
+def test_a_second_director_is_refused(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start()
+    exabgp.synchronises()
+    first = connect(exabgp)
+    first.reads()
+    second = connect(exabgp)
+    assert second.reads() == {"busy": True}
+    assert second.reads() is None
+    first.asks("still here")
+    assert exabgp.reads() == "still here"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"command": "announce\\nshutdown"}',
+        '{"command": ""}',
+        '{"command": "\\u00e4"}',
+        '{"command": 1}',
+        "x",
+        "{}",
+    ],
+)
+def test_an_unclean_command_never_reaches_exabgp(start: StartExabgp, connect: Connect, line: str) -> None:
+    exabgp = start()
+    exabgp.synchronises()
+    director = connect(exabgp)
+    director.reads()
+    director.sends(line, '{"command": "after"}')
+    assert director.reads() is None
+    successor = connect(exabgp)
+    successor.reads()
+    successor.asks("clean")
+    assert exabgp.reads() == "clean"
+
+
+def test_an_answer_is_not_given_to_a_successor(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start()
+    exabgp.synchronises()
+    first = connect(exabgp)
+    first.reads()
+    first.asks("one", "void")
+    assert exabgp.reads() == "one"
+    first.close()
+    second = connect(exabgp)
+    second.reads()
+    second.asks("two")
+    exabgp.says("of one", "done")
+    assert exabgp.reads() == "two"
+    exabgp.says("of two", "done")
+    assert second.reads() == {"answer": "done", "lines": ["of two"]}
+
+
+def test_without_a_director_it_withdraws_and_ends_exabgp(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(hold_s=0.3)
+    exabgp.synchronises()
+    director = connect(exabgp)
+    director.reads()
+    director.close()
+    closed_at = time.monotonic()
+    assert exabgp.reads() == "clear adj-rib out"
+    assert time.monotonic() - closed_at >= 0.3
+    for _ in range(4):
+        exabgp.says("done")
+        assert exabgp.reads() == "version"
+    exabgp.says("exabgp 5.0.15", "done")
+    assert exabgp.process.wait(TIMEOUT_S) == -signal.SIGTERM
+
+
+def test_an_exabgp_that_hangs_is_killed(start: StartExabgp) -> None:
+    exabgp = start(hold_s=0, FIRST_DIRECTOR_S=0.1, FAREWELL_S=0.2, TERMINATE_S=0.2)
+    exabgp.synchronises()
+    exabgp.process.send_signal(signal.SIGSTOP)
+    assert exabgp.process.wait(TIMEOUT_S) == -signal.SIGKILL
+
+
+def test_a_new_director_within_the_hold_stops_the_clock(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(hold_s=0.5)
+    exabgp.synchronises()
+    connect(exabgp).close()
+    adopting = connect(exabgp)
+    adopting.reads()
+    assert not exabgp.sends_within(1.0), "withdrawn under a living director"
+    adopting.asks("mine")
+    assert exabgp.reads() == "mine"
+
+
+def test_it_goes_with_exabgp(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start()
+    director = connect(exabgp)
+    director.reads()
+    assert exabgp.process.stdin is not None
+    exabgp.process.stdin.close()
+    assert director.reads() is None
+    assert exabgp.process.wait(TIMEOUT_S) == 7, "the relay ended by itself"
+
+
+def test_a_director_that_does_not_read_is_given_up(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(hold_s=0.1)
+    exabgp.synchronises()
+    connect(exabgp)
+    flood = [EVENT] * 1000
+    written = 0
+    while exabgp.has_nothing_to_read():
+        assert written < 4 * relay_module.MAX_BACKLOG, "the backlog is not bounded"
+        exabgp.says(*flood)
+        written += len(EVENT) * len(flood)
+    assert exabgp.reads() == "clear adj-rib out"

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0-only
+# Sets up whatever vc5py needs on a Debian machine, then does what it is told. `./vc5.sh help` says what.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+venv=$here/.venv
+vc5py=$venv/bin/vc5py
+
+run_packages=(python3-bpfcc python3-venv libbpf1 linux-libc-dev iproute2)
+lab_packages=(bird2 nginx-light curl openssl)
+
+usage() {
+	cat <<-'EOF'
+	./vc5.sh lab [up|down|exec NODE COMMAND]   show the balancer at work in namespaces on this machine
+	./vc5.sh test [PYTEST ARGUMENTS]           run all tests
+	./vc5.sh setup                             only install what is needed; leaves .venv/bin/vc5py
+	./vc5.sh ADDRESS INTERFACE...              vc5py run -c vc5.yaml --address ADDRESS INTERFACE...
+	./vc5.sh COMMAND ...                       any other command of vc5py: run, check, --version
+	EOF
+}
+
+say() { printf 'vc5.sh: %s\n' "$*" >&2; }
+
+die() { say "$*"; exit 1; }
+
+# Installs the Debian packages of the list that are missing. Services that they bring (bird, nginx) are not
+# started: the lab starts its own, in namespaces.
+need_packages() {
+	local missing=() package policy=/usr/sbin/policy-rc.d
+	for package in "$@"; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	[ "$(id -u)" = 0 ] || die "these Debian packages are missing, and installing them takes root: ${missing[*]}"
+	say "installing ${missing[*]}"
+	if [ ! -e "$policy" ]; then
+		trap 'rm -f "$policy"' RETURN
+		printf '#!/bin/sh\nexit 101\n' > "$policy"
+		chmod 755 "$policy"
+	fi
+	apt-get update -qq || say "apt-get update failed; trying with the package lists as they are"
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+}
+
+# The virtual environment, made anew whenever what it is made of changes. It must be the system's python3,
+# and see the system's packages: bcc is Debian's.
+need_venv() {
+	local extras=$1 stamp=$venv/stamp-$1 made_of
+	made_of=$(cat "$here/pyproject.toml" "$here/constraints.txt" | sha256sum)
+	[ "$(cat "$stamp" 2>/dev/null)" != "$made_of" ] || return 0
+	say "making the virtual environment ($extras)"
+	[ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv --system-site-packages "$venv"
+	"$venv/bin/pip" install --quiet --disable-pip-version-check --constraint "$here/constraints.txt" \
+		--editable "$here$([ "$extras" = run ] || echo "[$extras]")"
+	echo "$made_of" > "$stamp"
+}
+
+need_bpffs() {
+	[ "$(stat -f -c %T /sys/fs/bpf 2>/dev/null)" = bpf_fs ] && return 0
+	[ "$(id -u)" = 0 ] || die "/sys/fs/bpf is not mounted, and mounting it takes root"
+	mount -t bpf bpf /sys/fs/bpf
+}
+
+setup() {
+	need_packages "${run_packages[@]}"
+	need_venv run
+	need_bpffs
+}
+
+run_tests() {
+	cd "$here"
+	need_packages "${run_packages[@]}" "${lab_packages[@]}"
+	need_venv test
+	need_bpffs
+	[ "$(id -u)" = 0 ] || die "the tests load programs into the kernel and make namespaces: run them as root"
+	"$venv/bin/ruff" check .
+	"$venv/bin/ruff" format --check .
+	"$venv/bin/mypy"
+	"$venv/bin/python" -m pytest "$@"
+}
+
+case ${1:-help} in
+help | -h | --help)
+	usage
+	;;
+setup)
+	setup
+	say "ready: $vc5py"
+	;;
+test)
+	shift
+	run_tests "$@"
+	;;
+lab)
+	setup
+	need_packages "${lab_packages[@]}"
+	exec "$vc5py" "$@"
+	;;
+[0-9]*.[0-9]*.[0-9]*.[0-9]*)
+	[ $# -ge 2 ] || die "an interface is missing: ./vc5.sh ADDRESS INTERFACE..."
+	setup
+	exec "$vc5py" run --config "${VC5_CONFIG:-vc5.yaml}" --address "$@"
+	;;
+*)
+	setup
+	exec "$vc5py" "$@"
+	;;
+esac
