@@ -215,6 +215,8 @@ async def _run(config: Config, options: Options) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if config.multicast is not None:
+        _log.warning("flows are not shared with other balancers yet: multicast has no effect")
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(options.state_dir))
         driver = await stack.enter_async_context(Driver.open(config, options.dataplane))
