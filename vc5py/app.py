@@ -13,7 +13,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -27,6 +27,7 @@ from vc5py.dataplane import abi
 from vc5py.dataplane.base import Traffic
 from vc5py.dataplane.driver import Driver
 from vc5py.dataplane.driver import Options as DataplaneOptions
+from vc5py.dataplane.netlink import Interface
 from vc5py.errors import DataplaneError, Vc5Error
 from vc5py.model import BackendId, Check, Config, IPAddress
 from vc5py.rhi.speaker import SessionState, Speaker
@@ -61,7 +62,13 @@ class App:
         self._behind = False
         self._speaker: Speaker | None = None
         if config.rhi is not None and config.rhi.peers:
-            self._speaker = Speaker(config.rhi, address, address, options.state_dir / "rhi")
+            self._speaker = Speaker(
+                config.rhi,
+                address,
+                address,
+                options.state_dir / "rhi",
+                next_hops=_next_hops6(driver.interfaces, address),
+            )
 
     async def startup(self) -> None:
         """Services first, then the programs that use them; routes come with the main loop."""
@@ -208,6 +215,13 @@ def _own_address(driver: Driver, given: IPv4Address | None) -> IPv4Address:
         if isinstance(address, IPv4Address):
             return address
     raise Vc5Error(f"interface {driver.interfaces[0].name} has no IPv4 address: give one with --address")
+
+
+def _next_hops6(interfaces: Sequence[Interface], own: IPv4Address) -> tuple[IPAddress, ...]:
+    """Where IPv6 VIPs are announced to be: an address of the interface that has our own, else of the next."""
+    ranked = sorted(interfaces, key=lambda interface: own not in interface.addresses)
+    addresses = (address for interface in ranked for address in interface.addresses)
+    return tuple(address for address in addresses if address.version == 6 and not address.is_link_local)[:1]
 
 
 async def _run(config: Config, options: Options) -> None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 
 
 class Protocol(StrEnum):
@@ -26,6 +27,36 @@ class Protocol(StrEnum):
     def number(self) -> int:
         """IP protocol number (IANA)."""
         return {Protocol.TCP: 6, Protocol.UDP: 17}[self]
+
+
+class ForwardMode(StrEnum):
+    """How packets get to a real; all but l2 reach reals that are not on our link."""
+
+    L2 = "l2"
+    IPIP = "ipip"
+    GRE = "gre"
+    FOU = "fou"
+    GUE = "gue"
+    DSCP = "dscp"
+
+    @property
+    def is_tunnel(self) -> bool:
+        return self not in (ForwardMode.L2, ForwardMode.DSCP)
+
+
+class Scheduling(StrEnum):
+    """How a service chooses a real for a new flow."""
+
+    MAGLEV = "maglev"
+    STICKY = "sticky"
+    LEAST_CONNS = "least-conns"
+
+
+class Unknown(StrEnum):
+    """What happens to packets for a VIP that are for no service of it."""
+
+    DROP = "drop"
+    PASS = "pass"
 
 
 class CheckType(StrEnum):
@@ -56,10 +87,24 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Forwarding:
+    """A mode with its parameters: `port` is the UDP port of fou and gue, `dscp` (0 to 63) that of dscp mode,
+    `mtu` the largest packet, outer headers included, that gets to the real, in bytes.
+    """
+
+    mode: ForwardMode = ForwardMode.L2
+    port: int = 0
+    dscp: int = 0
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
 class Real:
-    """A server that has the VIPs on its loopback and answers clients directly."""
+    """A server that has the VIPs on its loopback and answers clients directly. `weight`: its share."""
 
     address: IPAddress
+    weight: int = 1
+    forwarding: Forwarding = Forwarding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +119,8 @@ class Service:
     reals: tuple[Real, ...]
     need: int
     checks: tuple[Check, ...]
+    scheduling: Scheduling = Scheduling.MAGLEV
+    unknown: Unknown = Unknown.DROP
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +139,27 @@ class MulticastGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that an idle flow keeps its entry in the flow table against newcomers. `unproven`: until it has
+    been seen in three different seconds.
+    """
+
+    unproven_s: int = 120
+    established_s: int = 3600
+    closing_s: int = 10
+    udp_s: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Vlan:
+    """Reals of `prefix` are behind the 802.1Q tag `id`, within the 802.1ad tag `outer` if that isn't 0."""
+
+    id: int
+    prefix: IPNetwork
+    outer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole validated configuration. `rhi` is None where nobody is to be told by BGP."""
 
@@ -102,6 +170,9 @@ class Config:
     metrics_address: IPAddress | None = None
     metrics_port: int = 9955
     flows: int = 1 << 20
+    timeouts: Timeouts = Timeouts()
+    drop_fragments: bool = False
+    vlans: tuple[Vlan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -141,6 +212,7 @@ class BackendState:
     id: BackendId
     up: bool
     weight: int
+    forwarding: Forwarding = Forwarding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +222,8 @@ class ServiceState:
     id: VirtualServiceId
     ports: tuple[tuple[int, Protocol], ...]
     backends: tuple[BackendState, ...]
+    scheduling: Scheduling = Scheduling.MAGLEV
+    unknown: Unknown = Unknown.DROP
 
 
 @dataclass(frozen=True, slots=True)

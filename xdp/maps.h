@@ -29,6 +29,11 @@ static __always_inline struct backend *backend_at(u32 index)
 	return map_lookup(MAP(backends), &index);
 }
 
+static __always_inline struct slot_line *slot_line_at(u32 index)
+{
+	return map_lookup(MAP(slots), &index);
+}
+
 static __always_inline struct interface *interface_at(u32 ifindex)
 {
 	return map_lookup(MAP(interfaces), &ifindex);
@@ -60,6 +65,13 @@ static __always_inline void count_backend(u32 index, u32 bytes)
 		count->packets++;
 		count->bytes += bytes;
 	}
+}
+
+static __always_inline struct icmp_budget *icmp_budget_here(void)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+
+	return map_lookup(MAP(icmp_budgets), &cpu);
 }
 
 #endif

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The data plane. `vc5_ingress` (XDP) takes clients' packets for a VIP and sends them on to a real;
- * `vc5_egress` (TC) steers our own probes along the same backend records.
+ * `vc5_egress` (TC) steers our own probes along the same backend records, with the same outer headers.
  *
  * Read in this order: verdicts.h (how a packet can end), types.h (what is in the maps), parse.h, choose.h
- * with flow.h (which real), rewrite.h. Decide first, then act in one switch with one exit.
+ * with flow.h (which real), rewrite.h, tunnel.h and icmp.h (what becomes of the frame), forward.h. Decide
+ * first, then act in one switch with one exit.
  */
 #include <linux/bpf.h>
+#include <linux/icmp.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
@@ -20,130 +23,252 @@
 #include "hash.h"
 #include "parse.h"
 #include "flow.h"
+#include "services.h"
 #include "choose.h"
+#include "checksum.h"
 #include "rewrite.h"
-
-#define IPV4_FRAGMENT 0x3fff /* more fragments, or an offset */
+#include "tunnel.h"
+#include "icmp.h"
+#include "forward.h"
+#include "probe.h"
 
 /* Not one of the verdicts: the next step decides. */
 #define UNDECIDED ((enum verdict)VERDICT_SLOTS)
 
-/* Where a packet goes once it is decided that it is forwarded. */
-struct route {
-	u64 mac;
-	u32 ifindex;
-	u32 backend;
-};
-
-static __always_inline u32 *service_find4(__be32 vip, __be16 port, u8 protocol)
-{
-	struct service_key4 key = { .vip = vip, .port = port, .protocol = protocol };
-
-	return map_lookup(MAP(services4), &key);
-}
-
-/* The verdict on a packet that can't be forwarded, if its destination is a VIP at all. */
-static __always_inline enum verdict refuse4(__be32 daddr, enum verdict verdict)
-{
-	return service_find4(daddr, 0, 0) ? verdict : VERDICT_NOT_VIP;
-}
-
-/* Reads the headers into *p. */
-static __always_inline enum verdict read_packet(struct cursor *c, struct packet *p)
-{
-	p->eth = parse_ethernet(c);
-	if (!p->eth)
-		return VERDICT_UNREADABLE;
-	if (p->eth->h_proto != bpf_htons(ETH_P_IP))
-		return VERDICT_NOT_IP;
-	p->ip = parse_ipv4(c);
-	if (!p->ip)
-		return VERDICT_UNREADABLE;
-	p->saddr = p->ip->saddr;
-	p->daddr = p->ip->daddr;
-	p->protocol = p->ip->protocol;
-	if (!skip_ipv4_header(c, p))
-		return refuse4(p->daddr, VERDICT_BAD_IP_HEADER);
-	if (p->ip->frag_off & bpf_htons(IPV4_FRAGMENT))
-		return refuse4(p->daddr, VERDICT_FRAGMENT);
-	if (p->protocol == IPPROTO_TCP)
-		return parse_tcp(c, p) ? UNDECIDED : refuse4(p->daddr, VERDICT_BAD_L4_HEADER);
-	if (p->protocol == IPPROTO_UDP)
-		return parse_udp(c, p) ? UNDECIDED : refuse4(p->daddr, VERDICT_BAD_L4_HEADER);
-	return refuse4(p->daddr, VERDICT_UNSUPPORTED_PROTOCOL);
-}
-
-/* Whether the chosen backend can be reached by this packet, and where it goes then. */
-static __always_inline enum verdict route_to(const struct choice *choice, const struct packet *p,
-					     enum verdict verdict, struct route *route)
-{
-	u64 word = mac_word(choice->backend->mac);
-
-	if (!(word >> 48 & BACKEND_REACHABLE))
-		return VERDICT_NO_NEIGHBOUR;
-	if (mac_of_frame(p->eth->h_source) == (word & MAC_MASK))
-		return VERDICT_LOOPED;
-	route->mac = word;
-	route->ifindex = choice->backend->ifindex;
-	route->backend = choice->index;
-	return verdict;
-}
-
-static __always_inline bool addressed_to_us(const struct ethhdr *eth, u32 ifindex)
+static __always_inline bool addressed_to_us(const struct packet *p, u32 ifindex)
 {
 	struct interface *interface = interface_at(ifindex);
 
-	return interface && interface->flags & INTERFACE_OURS &&
-	       mac_of_frame(eth->h_dest) == (mac_word(interface->mac) & MAC_MASK);
+	/* address and flags, which are the only ones there are, in one comparison */
+	return interface && mac_word(interface->mac) == (p->dmac | (u64)INTERFACE_OURS << 48);
+}
+
+/* The verdict on a packet that can't be forwarded, if it is for a VIP and for us at all. */
+static __always_inline enum verdict refuse(const struct packet *p, u32 ifindex, enum verdict verdict)
+{
+	u32 flags;
+
+	if (!service_find(p->daddr, p->ipv6, 0, 0, &flags))
+		return VERDICT_NOT_VIP;
+	if (!addressed_to_us(p, ifindex))
+		return VERDICT_NOT_OUR_MAC;
+	if (flags & VIP_PASS_UNKNOWN && (verdict == VERDICT_NO_SERVICE || verdict == VERDICT_UNSUPPORTED_PROTOCOL))
+		return VERDICT_UNKNOWN_PASSED;
+	return verdict;
+}
+
+/* Reads all headers into *p. */
+static __always_inline enum verdict read_packet(struct cursor *c, struct packet *p)
+{
+	__be16 proto;
+
+	if (!parse_ethernet(c, p, &proto))
+		return VERDICT_UNREADABLE;
+	if (is_tag(proto) && !parse_tags(c, p, &proto))
+		return VERDICT_UNREADABLE;
+	if (proto == bpf_htons(ETH_P_IP)) {
+		if (!read_ipv4_addresses(c, p))
+			return VERDICT_UNREADABLE;
+		if (!parse_ipv4(c, p))
+			return VERDICT_BAD_IP_HEADER;
+	} else if (proto == bpf_htons(ETH_P_IPV6)) {
+		if (!read_ipv6_addresses(c, p))
+			return VERDICT_UNREADABLE;
+		if (!parse_ipv6(c, p))
+			return VERDICT_BAD_IP_HEADER;
+		if (!skip_extensions(c, p) || !within_packet(c, p))
+			return VERDICT_BAD_EXTENSION;
+	} else {
+		return is_tag(proto) ? VERDICT_TOO_MANY_TAGS : VERDICT_NOT_IP;
+	}
+	if (!parse_content(c, p))
+		return VERDICT_BAD_L4_HEADER;
+	return p->content == CONTENT_OTHER ? VERDICT_UNSUPPORTED_PROTOCOL : UNDECIDED;
+}
+
+/* No error about an error, nor about an IPv4 fragment other than the first (RFC 1122, 3.2.2). */
+static __always_inline bool too_big_allowed(const struct packet *p)
+{
+	if (p->content == CONTENT_ICMP || (p->content == CONTENT_LATER_FRAGMENT && !p->ipv6))
+		return false;
+	return icmp_allowed();
+}
+
+/* Whether the chosen backend can be reached by this packet. */
+static __always_inline enum verdict route_to(const struct choice *choice, const struct packet *p, u64 hash,
+					     enum verdict verdict, struct route *route)
+{
+	struct backend *backend = choice->backend;
+
+	route->backend = backend;
+	route->link = mac_word(backend->mac);
+	route->hash = hash;
+	route->index = choice->index;
+	if (!(route->link >> 48 & BACKEND_REACHABLE))
+		return VERDICT_NO_NEIGHBOUR;
+	if (route->link >> 48 & BACKEND_ON_LINK && p->smac == (route->link & MAC_MASK))
+		return VERDICT_LOOPED;
+	if (is_tunnel(backend->mode) && backend->mtu && p->total + tunnel_bytes(backend) > backend->mtu) {
+		route->inner_mtu = backend->mtu - tunnel_bytes(backend);
+		return too_big_allowed(p) ? VERDICT_TOO_BIG_ANSWERED : VERDICT_TOO_BIG;
+	}
+	return verdict;
+}
+
+/* The flow's names, as seen from the client. */
+static __always_inline void name_flow(struct flow *f, const u64 saddr[2], const u64 daddr[2], u64 ports,
+				      u8 protocol, bool ipv6)
+{
+	f->hash = hash_end(hash_addresses(saddr, daddr, ipv6), ports, protocol);
+	f->slot_hash = f->hash;
+	if (f->service->flags & SERVICE_STICKY) {
+		u64 nobody[2] = {};
+
+		f->slot_hash = hash_end(hash_addresses(saddr, nobody, ipv6), 0, 0);
+	}
+}
+
+/* All fragments of a packet have this in common. */
+static __always_inline u64 name_fragment(const struct packet *p)
+{
+	return hash_end(hash_addresses(p->saddr, p->daddr, p->ipv6), p->identification,
+			p->ipv6 ? IPPROTO_FRAGMENT : 0);
+}
+
+static __always_inline bool fragments_dropped(void)
+{
+	const struct settings *settings = settings_get();
+
+	return settings && settings->flags & SETTING_DROP_FRAGMENTS;
+}
+
+static __always_inline enum verdict decide_flow(struct packet *p, u32 ifindex, struct route *route)
+{
+	struct choice choice = {};
+	struct flow f = {};
+	enum verdict verdict;
+
+	if (!service_find(p->daddr, p->ipv6, packet_dport(p), p->protocol, &f.service_index))
+		return refuse(p, ifindex, VERDICT_NO_SERVICE);
+	if (!addressed_to_us(p, ifindex))
+		return VERDICT_NOT_OUR_MAC;
+	if (p->ttl <= 1)
+		return VERDICT_TTL_EXPIRED;
+	if (p->first_fragment && fragments_dropped())
+		return VERDICT_FRAGMENT;
+	f.service = service_at(f.service_index);
+	if (!f.service)
+		return VERDICT_NO_BACKEND;
+	name_flow(&f, p->saddr, p->daddr, p->ports, p->protocol, p->ipv6);
+	verdict = choose_backend(&f, p, &choice);
+	if (verdict == VERDICT_NO_BACKEND)
+		return verdict;
+	if (p->first_fragment)
+		fragment_record(name_fragment(p), f.service_index, choice.index - (u32)f.service->backends);
+	return route_to(&choice, p, f.hash, verdict, route);
+}
+
+static __always_inline enum verdict decide_later_fragment(struct packet *p, u32 ifindex, struct route *route)
+{
+	u64 hash = name_fragment(p);
+	struct choice choice = {};
+	enum verdict verdict = refuse(p, ifindex, UNDECIDED);
+
+	if (verdict != UNDECIDED)
+		return verdict;
+	if (p->ttl <= 1)
+		return VERDICT_TTL_EXPIRED;
+	if (fragments_dropped())
+		return VERDICT_FRAGMENT;
+	if (!choose_for_fragment(hash, &choice))
+		return VERDICT_FRAGMENT_UNKNOWN;
+	return route_to(&choice, p, hash, VERDICT_FORWARDED_FRAGMENT, route);
+}
+
+static __always_inline enum verdict decide_icmp_error(struct cursor *c, struct packet *p, struct route *route)
+{
+	struct packet quoted = {};
+	struct choice choice = {};
+	struct flow f = {};
+
+	if (!parse_quoted(c, p, &quoted))
+		return VERDICT_BAD_ICMP;
+	if (!service_find(quoted.saddr, p->ipv6, quoted.ports & 0xffff, quoted.protocol, &f.service_index))
+		return VERDICT_BAD_ICMP;
+	f.service = service_at(f.service_index);
+	if (!f.service)
+		return VERDICT_NO_BACKEND;
+	name_flow(&f, quoted.daddr, quoted.saddr, quoted.ports >> 16 | (quoted.ports & 0xffff) << 16,
+		  quoted.protocol, p->ipv6);
+	if (!choose_for_error(&f, &choice))
+		return VERDICT_NO_BACKEND;
+	return route_to(&choice, p, f.hash, VERDICT_FORWARDED_ICMP, route);
+}
+
+static __always_inline enum verdict decide_icmp(struct cursor *c, struct packet *p, u32 ifindex,
+						struct route *route)
+{
+	struct icmphdr *icmp = frame_at(c, p->l4, sizeof(*icmp));
+	enum verdict verdict = refuse(p, ifindex, icmp ? UNDECIDED : VERDICT_BAD_L4_HEADER);
+
+	if (verdict != UNDECIDED || !icmp)
+		return verdict;
+	if (p->first_fragment)
+		return VERDICT_FRAGMENT;
+	if (is_echo_request(p, icmp))
+		return VERDICT_ECHO_ANSWERED; /* at its destination: the TTL does not matter (RFC 1122, 3.2.1.7) */
+	if (p->ttl <= 1)
+		return VERDICT_TTL_EXPIRED;
+	c->pos = icmp;
+	return is_icmp_error(p, icmp) ? decide_icmp_error(c, p, route) : VERDICT_BAD_ICMP;
 }
 
 static __always_inline enum verdict decide(struct xdp_md *ctx, struct packet *p, struct route *route)
 {
-	struct cursor c = { .pos = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end };
-	struct choice choice = {};
-	struct service *service;
-	enum verdict verdict;
-	u32 *service_index;
-	u64 hash;
+	struct cursor c = frame_of(ctx);
+	enum verdict verdict = read_packet(&c, p);
+	u32 ifindex = ctx->ingress_ifindex;
 
-	verdict = read_packet(&c, p);
-	if (verdict != UNDECIDED)
-		return verdict;
-	service_index = service_find4(p->daddr, p->dport, p->protocol);
-	if (!service_index)
-		return refuse4(p->daddr, VERDICT_NO_SERVICE);
-	if (!addressed_to_us(p->eth, ctx->ingress_ifindex))
-		return VERDICT_NOT_OUR_MAC;
-	if (p->ip->ttl <= 1)
-		return VERDICT_TTL_EXPIRED;
-	service = service_at(*service_index);
-	if (!service)
-		return VERDICT_NO_BACKEND;
-	hash = flow_hash4(p->saddr, p->daddr, p->sport, p->dport, p->protocol);
-	verdict = choose_backend(service, *service_index, hash, p, &choice);
-	if (verdict == VERDICT_NO_BACKEND)
-		return verdict;
-	return route_to(&choice, p, verdict, route);
+	if (verdict == UNDECIDED && p->content == CONTENT_FLOW)
+		return decide_flow(p, ifindex, route);
+	if (verdict == UNDECIDED && p->content == CONTENT_LATER_FRAGMENT)
+		return decide_later_fragment(p, ifindex, route);
+	if (verdict == UNDECIDED)
+		return decide_icmp(&c, p, ifindex, route);
+	return p->l3 ? refuse(p, ifindex, verdict) : verdict;
 }
 
-/* Sends the frame out of the interface that the real is on. */
-static __always_inline int forward(struct xdp_md *ctx, struct packet *p, const struct route *route)
-{
-	struct interface *out;
+enum action { PASS, DROP, ANSWER, FORWARD };
 
-	count_backend(route->backend, ctx->data_end - ctx->data);
-	ipv4_decrement_ttl(p->ip);
-	if (route->ifindex == ctx->ingress_ifindex) {
-		__builtin_memcpy(p->eth->h_source, p->eth->h_dest, ETH_ALEN);
-		mac_write(p->eth->h_dest, route->mac);
-		return XDP_TX;
+static __always_inline enum action verdict_action(enum verdict verdict)
+{
+	switch (verdict) {
+#define V(number, name, action, description) case VERDICT_##name: return action;
+	VERDICTS(V)
+#undef V
 	}
-	out = interface_at(route->ifindex);
-	if (!out)
-		return XDP_DROP;
-	mac_write(p->eth->h_source, mac_word(out->mac));
-	mac_write(p->eth->h_dest, route->mac);
-	return bpf_redirect_map((void *)MAP(ports), route->ifindex, 0);
+	return DROP;
+}
+
+/* Makes of the frame what was decided; a verdict of its own where that can't be done. */
+static __always_inline enum verdict carry_out(struct xdp_md *ctx, struct packet *p, struct route *route,
+					      enum verdict verdict)
+{
+	struct cursor frame = frame_of(ctx);
+
+	if (verdict == VERDICT_ECHO_ANSWERED)
+		return echo_answer(&frame, p) ? verdict : VERDICT_BAD_ICMP;
+	else if (verdict == VERDICT_TOO_BIG_ANSWERED)
+		return too_big_answer(ctx, p, route->inner_mtu) ? verdict : VERDICT_TOO_BIG;
+	else if (verdict_action(verdict) == FORWARD && route->backend) {
+		u32 bytes = ctx->data_end - ctx->data;
+		enum verdict done = rewrite(ctx, p, route, verdict);
+
+		if (done == verdict)
+			count_backend(route->index, bytes);
+		return done;
+	}
+	return verdict;
 }
 
 int vc5_ingress(struct xdp_md *ctx)
@@ -152,40 +277,23 @@ int vc5_ingress(struct xdp_md *ctx)
 	struct route route = {};
 	enum verdict verdict = decide(ctx, &packet, &route);
 
+	verdict = carry_out(ctx, &packet, &route, verdict);
 	count_verdict(verdict);
-	switch (verdict) {
-#define V(number, name, action, description) case VERDICT_##name: goto action;
-	VERDICTS(V)
-#undef V
+	switch (verdict_action(verdict)) {
+	case PASS:
+		return XDP_PASS;
+	case ANSWER:
+		return XDP_TX;
+	case FORWARD:
+		if (route.ifindex == ctx->ingress_ifindex)
+			return XDP_TX;
+		return bpf_redirect_map((void *)MAP(ports), route.ifindex, 0);
+	default:
+		return XDP_DROP;
 	}
-	return XDP_ABORTED;
-PASS:
-	return XDP_PASS;
-DROP:
-	return XDP_DROP;
-FORWARD:
-	return forward(ctx, &packet, &route);
 }
 
-/* Our own packets with a probe's mark go to the backend that the mark names; all others are left alone. */
 int vc5_egress(struct __sk_buff *skb)
 {
-	struct interface *out;
-	struct backend *backend;
-	u64 source, word;
-
-	if ((skb->mark & PROBE_MARK_MASK) != PROBE_MARK)
-		return TC_ACT_OK;
-	backend = backend_at(skb->mark & ~PROBE_MARK_MASK);
-	word = backend ? mac_word(backend->mac) : 0;
-	out = backend ? interface_at(backend->ifindex) : NULL;
-	if (!out || !(word >> 48 & BACKEND_REACHABLE)) {
-		count_verdict(VERDICT_PROBE_NO_BACKEND);
-		return TC_ACT_SHOT;
-	}
-	count_verdict(VERDICT_PROBE);
-	source = mac_word(out->mac);
-	bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &word, ETH_ALEN, 0);
-	bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_source), &source, ETH_ALEN, 0);
-	return backend->ifindex == skb->ifindex ? TC_ACT_OK : bpf_redirect(backend->ifindex, 0);
+	return probe_steer(skb);
 }

@@ -24,6 +24,7 @@ from vc5py.model import (
     Config,
     Desired,
     IPAddress,
+    Real,
     Service,
     ServiceState,
     VirtualServiceId,
@@ -144,14 +145,16 @@ def _first_look(service: Service, vip: IPAddress, was_up: Callable[[BackendId], 
     backends = [BackendId(service.name, vip, real.address) for real in service.reals]
     healths = {(b, c): health.initial(was_up(b)) for b in backends for c in service.checks}
     ports = tuple((port, protocol) for port in service.ports for protocol in service.protocols)
-    virtual = VirtualService(id_, service, MappingProxyType(healths), ServiceState(id_, ports, ()))
-    states = tuple(_backend_state(virtual, b) for b in backends)
+    state = ServiceState(id_, ports, (), service.scheduling, service.unknown)
+    virtual = VirtualService(id_, service, MappingProxyType(healths), state)
+    states = tuple(_backend_state(virtual, real) for real in service.reals)
     return replace(virtual, state=replace(virtual.state, backends=states))
 
 
-def _backend_state(virtual: VirtualService, backend: BackendId) -> BackendState:
+def _backend_state(virtual: VirtualService, real: Real) -> BackendState:
+    backend = BackendId(virtual.id.service, virtual.id.vip, real.address)
     up = all(virtual.health[backend, check].is_up for check in virtual.service.checks)
-    return BackendState(backend, up, 1 if up else 0)
+    return BackendState(backend, up, real.weight if up else 0, real.forwarding)
 
 
 def _probed(state: State, event: Probed, now: float) -> tuple[State, tuple[Action, ...]]:
@@ -175,7 +178,8 @@ def _probed(state: State, event: Probed, now: float) -> tuple[State, tuple[Actio
 
 def _with_backend(virtual: VirtualService, event: Probed) -> tuple[VirtualService, list[Action]]:
     """Brings the backend of the event up or down where its health says so."""
-    fresh = _backend_state(virtual, event.backend)
+    real = next(real for real in virtual.service.reals if real.address == event.backend.real)
+    fresh = _backend_state(virtual, real)
     if fresh in virtual.state.backends:
         return virtual, []
     backends = tuple(fresh if b.id == event.backend else b for b in virtual.state.backends)

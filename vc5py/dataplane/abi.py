@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from functools import cache
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import numpy as np
+
+from vc5py.model import Forwarding, ForwardMode
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the C beside the modules; a checkout has it at the top.
@@ -34,12 +36,27 @@ FLOW_STATES = 8
 
 SLOTS_PER_LINE = 32
 SLOT_NONE = 0x7FFF
+SLOT_UNSTABLE = 0x8000
 TABLE_LOG2_SHIFT = 32
 BACKEND_ROOM_SHIFT = 32
 
 BACKEND_UP = 0x0001
 BACKEND_REACHABLE = 0x0002
+BACKEND_OUTER6 = 0x0004
+BACKEND_SET_TAGS = 0x0008
+BACKEND_ON_LINK = 0x0010
 INTERFACE_OURS = 0x0001
+
+SERVICE_STICKY = 0x1
+SERVICE_LEAST_CONNS = 0x2
+SERVICE_BY_FLOW = 0x4
+VIP_PASS_UNKNOWN = 0x1
+SETTING_DROP_FRAGMENTS = 0x1
+SETTING_CROWDED = 0x2
+
+KEY_VALID = 1 << 63
+SERVICE_WAYS4 = 4
+SERVICE_WAYS6 = 2
 
 PROBE_MARK = 0x5C500000
 PROBE_MARK_MASK = 0xFFF00000
@@ -53,25 +70,39 @@ FLOW_ENTRY = np.dtype([("tag", "<u8"), ("value", "<u8")])
 SERVICE = np.dtype(
     [
         ("table", "<u8"),
+        ("previous", "<u8"),
         ("backends", "<u8"),
         ("identity", "<u8"),
-        ("reserved", "<u8", 5),
+        ("flags", "<u8"),
+        ("reserved", "<u8", 3),
     ]
 )
-# `link` is the C record's mac[6] and flags, as the one word they are written in.
+# Of words that are written in one go a field has the whole: `link` is mac[6] and flags; `place` is ifindex,
+# vlan and svlan; `how` is mode, dscp, port, mtu and load.
 BACKEND = np.dtype(
     [
         ("link", "<u8"),
-        ("ifindex", "<u4"),
-        ("reserved0", "<u4"),
+        ("place", "<u8"),
         ("identity", "<u8"),
-        ("reserved", "<u8", 5),
+        ("source", "S16"),
+        ("destination", "S16"),
+        ("how", "<u8"),
     ]
 )
+SERVICE_ENTRY4 = np.dtype([("key", "<u8"), ("value", "<u8")])
+SERVICE_ENTRY6 = np.dtype([("vip", "<u8", 2), ("key", "<u8"), ("value", "<u8")])
 BACKEND_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VERDICT_COUNTS = np.dtype([("packets", "<u8", VERDICT_SLOTS)])
 INTERFACE = np.dtype([("link", "<u8")])
-SETTINGS = np.dtype([("timeout", "<u2", FLOW_STATES), ("reserved", "<u8", 6)])
+SETTINGS = np.dtype(
+    [
+        ("timeout", "<u2", FLOW_STATES),
+        ("flags", "<u4"),
+        ("icmp_per_jiffy", "<u4"),
+        ("reserved", "<u8", 5),
+    ]
+)
+ICMP_BUDGET = np.dtype([("jiffy", "<u8"), ("sent", "<u8"), ("reserved", "<u8", 6)])
 SLOT_LINE = np.dtype([("slot", "<u2", SLOTS_PER_LINE)])
 
 
@@ -80,8 +111,10 @@ class FlowState(IntEnum):
 
     UNPROVEN = 0
     PROVING = 1
-    ESTABLISHED = 2
-    CLOSING = 3
+    CLOSING = 2
+    FRAGMENT = 3
+    ESTABLISHED = 4
+    STREAM = 5
 
 
 class Action(StrEnum):
@@ -89,6 +122,7 @@ class Action(StrEnum):
 
     PASS = "pass"
     FORWARD = "forward"
+    ANSWER = "answer"
     DROP = "drop"
 
 
@@ -102,7 +136,7 @@ class Verdict:
     description: str
 
 
-_VERDICT_LINE = re.compile(r'V\((\d+),\s*(\w+),\s*(PASS|FORWARD|DROP),\s*"([^"]+)"\)')
+_VERDICT_LINE = re.compile(r'V\((\d+),\s*(\w+),\s*(PASS|FORWARD|ANSWER|DROP),\s*"([^"]+)"\)')
 
 
 @cache
@@ -132,6 +166,21 @@ def word_to_mac(word: int) -> str:
     return (word & (1 << 48) - 1).to_bytes(6, "little").hex(":")
 
 
-def service_key4(vip: IPv4Address, port: int, protocol: int) -> bytes:
-    """struct service_key4; port and protocol 0 stand for the VIP itself."""
-    return vip.packed + port.to_bytes(2, "big") + bytes([protocol, 0])
+def service_key(port: int, protocol: int) -> int:
+    """The word that a service entry is found by, without the address that it has for IPv4."""
+    return KEY_VALID | protocol << 48 | socket.htons(port) << 32
+
+
+FORWARD_MODES = tuple(ForwardMode)  # in the order of enum forward_mode
+MODES = {mode: number for number, mode in enumerate(FORWARD_MODES)}
+
+
+def place_word(ifindex: int, vlan: int = 0, svlan: int = 0) -> int:
+    """Where a backend is, as struct backend has it in its second word."""
+    return ifindex | vlan << 32 | svlan << 48
+
+
+def how_word(forwarding: Forwarding, load: int = 0) -> int:
+    """How packets get to a backend, as struct backend has it in its last word."""
+    port = socket.htons(forwarding.port)
+    return MODES[forwarding.mode] | forwarding.dscp << 8 | port << 16 | forwarding.mtu << 32 | load << 48

@@ -28,10 +28,17 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Where a real is: the interface it is on and its MAC address there (`02:00:00:00:00:01`)."""
+    """The way to a real: the interface, and the MAC address (`02:00:00:00:00:01`) that frames go to there.
+
+    `on_link`: the address is the real's own, not its gateway's. `vlan` and `svlan` are the tags that frames
+    need on the interface, 0 for none, None where they keep those they came with.
+    """
 
     ifindex: int
     mac: str
+    on_link: bool = True
+    vlan: int | None = None
+    svlan: int = 0
 
 
 class Dataplane(Protocol):

@@ -78,6 +78,8 @@ def compile_file(path: Path, macros: Mapping[str, int]) -> Module:
         f"-D{name}={value:#x}ULL" if value > 0xFFFFFFFF else f"-D{name}={value}U"
         for name, value in macros.items()
     ]
+    # As the kernel is built: headers are read as words (checksums) that were written as fields.
+    flags += ["-fno-strict-aliasing"]
     flags += [f"-I{XDP_DIR}", "-Wall", "-Werror", "-Wno-macro-redefined", "-Wno-unused-function"]
     with _kernel_source() as headers:
         before = os.environ.get("BCC_KERNEL_SOURCE")

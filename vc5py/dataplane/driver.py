@@ -1,7 +1,8 @@
 """Brings the kernel's data plane up and down: maps, programs, attachment, neighbours.
 
 Invariants: whatever an earlier run left is adopted, and its program exchanged in one step; cancelling or
-killing leaves packets flowing; only `detach` takes the data plane off the interfaces.
+killing leaves packets flowing; only `detach` takes the data plane off the interfaces, and what it leaves
+pinned forwards nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vc5py.core.flowhash import FlowKey
-from vc5py.dataplane import abi, compiler, flows, libbpf, maps, ticks
-from vc5py.dataplane.kernel import KernelDataplane, room_for
+from vc5py.dataplane import abi, compiler, flows, libbpf, maps, servicemap, ticks
+from vc5py.dataplane.kernel import KernelDataplane, Policy, room_for
 from vc5py.dataplane.maps import Maps, Sizes
 from vc5py.dataplane.neighbours import NeighbourWatch
 from vc5py.dataplane.netlink import Interface, Netlink, XdpMode
+from vc5py.dataplane.servicemap import sets_for
 from vc5py.dataplane.tables import lines_for
 from vc5py.errors import DataplaneError
-from vc5py.model import Config, Desired
+from vc5py.model import Config, Desired, ForwardMode, IPAddress, Vlan
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +55,12 @@ def sizes_for(config: Config, highest_ifindex: int) -> Sizes:
     return Sizes(
         flow_sets=config.flows // abi.FLOW_WAYS,
         services=min(abi.MAX_SERVICES, max(64, 2 * len(services))),
-        backends=_power_of_two(max(256, 4 * sum(room_for(len(s.reals)) for s in services))),
-        slot_lines=max(1024, 3 * sum(lines_for(len(s.reals)) for s in services)),
-        service_keys=max(256, 2 * ports),
+        backends=min(
+            abi.MAX_BACKENDS, _power_of_two(max(256, 4 * sum(room_for(len(s.reals)) for s in services)))
+        ),
+        slot_lines=max(1024, 8 * sum(lines_for(len(s.reals)) for s in services)),
+        service_sets4=sets_for(ports, abi.SERVICE_WAYS4),
+        service_sets6=sets_for(ports, abi.SERVICE_WAYS6),
         cpus=maps.possible_cpus(),
         interfaces=_power_of_two(max(64, highest_ifindex + 1)),
     )
@@ -70,11 +75,19 @@ def _carry_over(old: Maps, new: Maps) -> None:
     new.backend_counts[:cpus, : old.sizes.backends] = old.backend_counts[:cpus]
     new.verdict_counts[:cpus] = old.verdict_counts[:cpus]
     lost = flows.carry_over(old.flows, new.flows)
-    for key in libbpf.keys(old.fds["services4"], 8):
-        value = libbpf.lookup(old.fds["services4"], key, 4)
-        if value is not None:
-            libbpf.update(new.fds["services4"], key, value)
+    for before, after in ((old.services4, new.services4), (old.services6, new.services6)):
+        servicemap.carry_over(before, after)
     _log.info("maps enlarged flows_without_place=%d", lost)
+
+
+def _sources(interfaces: Sequence[Interface]) -> dict[int, IPAddress]:
+    """Our own addresses, by IP version, that outer headers come from: the first that isn't link-local."""
+    found: dict[int, IPAddress] = {}
+    for interface in interfaces:
+        for address in interface.addresses:
+            if not address.is_link_local:
+                found.setdefault(address.version, address)
+    return found
 
 
 def _pinned_programs(*pins: Path) -> dict[int, int]:
@@ -87,7 +100,12 @@ class Driver:
     """The data plane, attached. `dataplane` is what the rest of the balancer talks to."""
 
     def __init__(
-        self, netlink: Netlink, interfaces: list[Interface], dataplane: KernelDataplane, options: Options
+        self,
+        netlink: Netlink,
+        interfaces: list[Interface],
+        dataplane: KernelDataplane,
+        options: Options,
+        vlans: Sequence[Vlan] = (),
     ) -> None:
         self._netlink = netlink
         self.interfaces = interfaces
@@ -95,7 +113,7 @@ class Driver:
         self.dataplane = dataplane
         self.modes: dict[str, XdpMode] = {}
         indexes = [interface.index for interface in interfaces]
-        self.neighbours = NeighbourWatch(netlink, indexes, dataplane.set_neighbour)
+        self.neighbours = NeighbourWatch(netlink, indexes, dataplane.set_neighbour, vlans)
 
     @classmethod
     @asynccontextmanager
@@ -108,10 +126,11 @@ class Driver:
             clock = ticks.measure()
             if old is not None:
                 _carry_over(old, current)
-            dataplane = KernelDataplane(current, clock)
+            policy = Policy(config.timeouts, config.drop_fragments, _sources(interfaces))
+            dataplane = KernelDataplane(current, clock, policy)
             for interface in interfaces:
                 dataplane.set_interface(interface.index, interface.mac)
-            driver = cls(netlink, interfaces, dataplane, options)
+            driver = cls(netlink, interfaces, dataplane, options, config.vlans)
             driver._load(current, clock)
             try:
                 yield driver
@@ -134,7 +153,13 @@ class Driver:
     async def resolve(self, desired: Desired, timeout_s: float = 1.0) -> None:
         """Waits a moment until the reals' places are known, so that the first packets find them."""
         reals = frozenset(b.id.real for service in desired.services for b in service.backends)
-        self.neighbours.want(reals)
+        far = frozenset(
+            b.id.real
+            for service in desired.services
+            for b in service.backends
+            if b.forwarding.mode is not ForwardMode.L2
+        )
+        self.neighbours.want(reals, far)
         deadline = asyncio.get_running_loop().time() + timeout_s
         while asyncio.get_running_loop().time() < deadline:
             await self.neighbours.refresh()
@@ -158,6 +183,7 @@ class Driver:
             await self._attach_all(found, fresh)
             maps.replace_pins(self._maps, self._options.bpf_dir)
             fresh.rename(pin)
+            maps.remove_other_layouts(self._options.bpf_dir)
             await self._leave_other_interfaces(earlier)
         finally:
             for fd in earlier.values():
@@ -215,9 +241,11 @@ class Driver:
                 _log.error("detach failed interface=%s error=%s", interface.name, error)
 
     async def detach(self) -> None:
-        """Takes the programs off all interfaces and forgets the maps: an orderly stop."""
+        """Takes the programs off all interfaces: an orderly stop. The maps stay, for the next start to adopt
+        their flows; but what is up now need not be up then.
+        """
         for interface in self.interfaces:
             await self._take_off(interface, self._ingress_fd)
         (self._options.bpf_dir / _PROGRAM_PIN).unlink(missing_ok=True)
-        maps.remove_pins(self._options.bpf_dir)
+        self.dataplane.rest()
         _log.info("detached interfaces=%s", ",".join(i.name for i in self.interfaces))

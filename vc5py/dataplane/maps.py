@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vc5py.dataplane import abi, libbpf
-from vc5py.dataplane.libbpf import BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, MapType
+from vc5py.dataplane.libbpf import BPF_F_MMAPABLE, MapType
 from vc5py.errors import DataplaneError
 
-BPF_FS_MAGIC = 0xCAFE4A11
+_LAYOUT = re.compile(r"[0-9a-f]{12}")  # as abi.layout_hash() makes them
 
 _ARRAYS: Mapping[str, np.dtype[np.void]] = {
     "flows": np.dtype((abi.FLOW_ENTRY, abi.FLOW_WAYS)),
@@ -31,24 +32,28 @@ _ARRAYS: Mapping[str, np.dtype[np.void]] = {
     "verdict_counts": abi.VERDICT_COUNTS,
     "interfaces": abi.INTERFACE,
     "settings": abi.SETTINGS,
+    "icmp_budgets": abi.ICMP_BUDGET,
+    "services4": np.dtype((abi.SERVICE_ENTRY4, abi.SERVICE_WAYS4)),
+    "services6": np.dtype((abi.SERVICE_ENTRY6, abi.SERVICE_WAYS6)),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers of entries. `flow_sets` and `backends` are powers of two."""
+    """Numbers of entries. `flow_sets`, `backends` and the two `service_sets` are powers of two."""
 
     flow_sets: int
     services: int
     backends: int
     slot_lines: int
-    service_keys: int
+    service_sets4: int
+    service_sets6: int
     cpus: int
     interfaces: int
 
     def at_least(self, other: Sizes) -> Sizes:
         """No smaller than the other in anything that indices point into, so that all of it can be copied."""
-        kept = ("services", "backends", "slot_lines", "service_keys", "interfaces")
+        kept = ("services", "backends", "slot_lines", "service_sets4", "service_sets6", "interfaces")
         return replace(self, **{name: max(getattr(self, name), getattr(other, name)) for name in kept})
 
     def entries(self, name: str) -> int:
@@ -62,7 +67,9 @@ class Sizes:
             "verdict_counts": self.cpus,
             "interfaces": self.interfaces,
             "settings": 1,
-            "services4": self.service_keys,
+            "icmp_budgets": self.cpus,
+            "services4": self.service_sets4,
+            "services6": self.service_sets6,
             "ports": self.interfaces,
         }[name]
 
@@ -74,14 +81,12 @@ def possible_cpus() -> int:
 
 
 def _create(name: str, entries: int) -> int:
-    if name == "services4":
-        return libbpf.create_map(MapType.HASH, name, 8, 4, entries, BPF_F_NO_PREALLOC)
     if name == "ports":
         return libbpf.create_map(MapType.DEVMAP, name, 4, 4, entries)
     return libbpf.create_map(MapType.ARRAY, name, 4, _ARRAYS[name].itemsize, entries, BPF_F_MMAPABLE)
 
 
-_NAMES = (*_ARRAYS, "services4", "ports")
+NAMES = (*_ARRAYS, "ports")
 
 
 class Maps:
@@ -101,6 +106,8 @@ class Maps:
         self.verdict_counts = self._view("verdict_counts")["packets"]
         self.interfaces = self._view("interfaces")["link"]
         self.settings = self._view("settings")
+        self.services4 = self._view("services4")
+        self.services6 = self._view("services6")
 
     def _view(self, name: str) -> NDArray[np.void]:
         dtype, entries = _ARRAYS[name], self.sizes.entries(name)
@@ -114,6 +121,8 @@ class Maps:
         return {f"FD_{name}": fd for name, fd in self.fds.items()} | {
             "FLOW_SETS": self.sizes.flow_sets,
             "BACKEND_CAPACITY": self.sizes.backends,
+            "SERVICE_SETS4": self.sizes.service_sets4,
+            "SERVICE_SETS6": self.sizes.service_sets6,
         }
 
     def close(self) -> None:
@@ -123,7 +132,7 @@ class Maps:
 
 def create(sizes: Sizes) -> Maps:
     """New maps, not pinned: they are gone with the last reference."""
-    return Maps({name: _create(name, sizes.entries(name)) for name in _NAMES}, sizes)
+    return Maps({name: _create(name, sizes.entries(name)) for name in NAMES}, sizes)
 
 
 def prepare_directory(bpf_dir: Path) -> Path:
@@ -151,16 +160,17 @@ def _is_bpffs(path: Path) -> bool:
 
 def _open_pinned(directory: Path) -> tuple[dict[str, int], Sizes] | None:
     """The maps of an earlier run, or None where there are none or not all."""
-    if not all((directory / name).exists() for name in _NAMES):
+    if not all((directory / name).exists() for name in NAMES):
         return None
-    fds = {name: libbpf.get_pinned(directory / name) for name in _NAMES}
+    fds = {name: libbpf.get_pinned(directory / name) for name in NAMES}
     entries = {name: libbpf.map_info(fd).max_entries for name, fd in fds.items()}
     sizes = Sizes(
         flow_sets=entries["flows"],
         services=entries["services"],
         backends=entries["backends"],
         slot_lines=entries["slots"],
-        service_keys=entries["services4"],
+        service_sets4=entries["services4"],
+        service_sets6=entries["services6"],
         cpus=entries["verdict_counts"],
         interfaces=entries["interfaces"],
     )
@@ -188,7 +198,7 @@ def open_or_create(bpf_dir: Path, wanted: Sizes) -> tuple[Maps, Maps | None]:
         return create(wanted), None
     old = Maps(*found)
     fits = old.sizes.flow_sets == wanted.flow_sets and old.sizes.cpus == wanted.cpus
-    enough = all(old.sizes.entries(name) >= wanted.entries(name) for name in _NAMES)
+    enough = all(old.sizes.entries(name) >= wanted.entries(name) for name in NAMES)
     return (old, None) if fits and enough else (create(wanted.at_least(old.sizes)), old)
 
 
@@ -196,10 +206,10 @@ def replace_pins(maps: Maps, bpf_dir: Path) -> None:
     _pin_all(maps, prepare_directory(bpf_dir))
 
 
-def remove_pins(bpf_dir: Path) -> None:
-    """Forgets everything of this layout: after an orderly stop nothing stays behind."""
-    directory = bpf_dir / abi.layout_hash()
-    if directory.is_dir():
-        for pin in directory.iterdir():
-            pin.unlink()
-        directory.rmdir()
+def remove_other_layouts(bpf_dir: Path) -> None:
+    """Forgets maps that no program of this version can read: they would hold their memory for ever."""
+    for directory in bpf_dir.iterdir():
+        if _LAYOUT.fullmatch(directory.name) and directory.name != abi.layout_hash() and directory.is_dir():
+            for pin in directory.iterdir():
+                pin.unlink()
+            directory.rmdir()

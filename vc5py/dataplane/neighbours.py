@@ -1,4 +1,8 @@
-"""Keeps the data plane's knowledge of where the reals are fresh: netlink events at once, and a periodic look.
+"""Keeps the data plane's knowledge of the way to the reals fresh: by netlink events, and a periodic look.
+
+A real on one of our links is reached by its own MAC address; one beyond a router by the gateway's, if its
+forwarding mode can cross a router. The tags that frames need come from the configured VLANs, or from the
+VLAN device that the route leads to.
 
 Packets that the XDP program sends bypass the kernel's neighbour code, so that the kernel would let the
 entries grow stale for ever: whatever isn't confirmed lately is solicited again. What is known of a real is
@@ -9,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from vc5py.dataplane.base import Neighbour
 from vc5py.dataplane.netlink import NeighbourEvent, Netlink
 from vc5py.errors import DataplaneError
-from vc5py.model import IPAddress
+from vc5py.model import IPAddress, Vlan
 
 _log = logging.getLogger(__name__)
 
@@ -23,38 +28,65 @@ REFRESH_S = 2.0
 OnChange = Callable[[IPAddress, Neighbour | None], None]
 
 
-class NeighbourWatch:
-    """Tells `on_change` where each wanted real is; reals beyond a router have no place on our L2."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How frames get to a real: by `hop` (itself or a gateway), which the kernel knows on `resolve_on`; out
+    of `ifindex`, with these tags.
+    """
 
-    def __init__(self, netlink: Netlink, ifindexes: Iterable[int], on_change: OnChange) -> None:
+    hop: IPAddress
+    resolve_on: int
+    ifindex: int
+    vlan: int | None
+    svlan: int
+
+
+class NeighbourWatch:
+    """Tells `on_change` the way to each wanted real that is, or becomes, known.
+
+    `ifindexes` are the interfaces the program is attached to, the first of them the one that configured
+    VLANs are on where the route doesn't say.
+    """
+
+    def __init__(
+        self, netlink: Netlink, ifindexes: Sequence[int], on_change: OnChange, vlans: Sequence[Vlan] = ()
+    ) -> None:
         self._netlink = netlink
-        self._ifindexes = frozenset(ifindexes)
+        self._ifindexes = tuple(ifindexes)
         self._on_change = on_change
+        self._vlans = vlans
         self._wanted: frozenset[IPAddress] = frozenset()
+        self._far: frozenset[IPAddress] = frozenset()
+        self._ways: dict[IPAddress, _Way] = {}
         self._known: dict[IPAddress, Neighbour] = {}
         self._unreachable: set[IPAddress] = set()
 
-    def want(self, reals: frozenset[IPAddress]) -> None:
-        """The reals to look after from now on."""
+    def want(self, reals: frozenset[IPAddress], far: frozenset[IPAddress] = frozenset()) -> None:
+        """The reals to look after from now on; `far` ones may be beyond a router."""
         for gone in self._known.keys() - reals:
             del self._known[gone]
-        self._wanted = reals
+            self._ways.pop(gone, None)
+        self._wanted, self._far = reals, far
 
     @property
     def complete(self) -> bool:
-        """Whether the place of every wanted real is known."""
+        """Whether the way to every wanted real is known."""
         return self._wanted <= self._known.keys()
 
     async def refresh(self) -> None:
-        """One full look at the neighbour table, soliciting all that isn't sure."""
-        all_events = await self._netlink.neighbours()
-        events = {event.address: event for event in all_events if event.ifindex in self._ifindexes}
+        """One full look at routes and the neighbour table, soliciting all that isn't sure."""
         for real in self._wanted:
-            event = events.get(real)
+            await self._find_way(real)
+        events = {(e.address, e.ifindex): e for e in await self._netlink.neighbours()}
+        solicited: set[tuple[IPAddress, int]] = set()
+        for real, way in list(self._ways.items()):
+            place = way.hop, way.resolve_on
+            event = events.get(place)
             if event is not None:
-                self._learn(event)
-            if event is None or not event.sure:
-                await self._solicit(real)
+                self._learn(real, way, event)
+            if (event is None or not event.sure) and place not in solicited:
+                solicited.add(place)
+                await self._solicit(*place)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -64,32 +96,51 @@ class NeighbourWatch:
 
     async def _follow_events(self) -> None:
         async for event in self._netlink.watch_neighbours():
-            if event.address in self._wanted:
-                self._learn(event)
+            for real, way in list(self._ways.items()):
+                if (way.hop, way.resolve_on) == (event.address, event.ifindex):
+                    self._learn(real, way, event)
 
     async def _refresh_for_ever(self) -> None:
         while True:
             await self.refresh()
             await asyncio.sleep(REFRESH_S)
 
-    async def _solicit(self, real: IPAddress) -> None:
+    async def _find_way(self, real: IPAddress) -> None:
         route = await self._netlink.route_to(real)
-        if route is None or route.gateway is not None or route.ifindex not in self._ifindexes:
-            if real not in self._unreachable:
-                _log.warning("real not on our links real=%s route=%s", real, route)
-                self._unreachable.add(real)
-            return
-        self._unreachable.discard(real)
-        try:
-            await self._netlink.solicit(real, route.ifindex)
-        except DataplaneError as error:
-            _log.warning("neighbour solicitation failed real=%s error=%s", real, error)
+        way = None
+        if route is not None and (route.gateway is None or real in self._far):
+            way = await self._way_by(route.gateway or real, route.ifindex)
+        if way is not None:
+            self._ways[real] = way
+            self._unreachable.discard(real)
+        elif real not in self._unreachable:
+            self._unreachable.add(real)
+            self._ways.pop(real, None)
+            _log.warning("real can't be reached in its mode real=%s route=%s", real, route)
 
-    def _learn(self, event: NeighbourEvent) -> None:
-        neighbour = event.neighbour
-        if neighbour is None or event.ifindex not in self._ifindexes:
+    async def _way_by(self, hop: IPAddress, ifindex: int) -> _Way | None:
+        configured = next((vlan for vlan in self._vlans if hop in vlan.prefix), None)
+        if configured is not None:
+            out = ifindex if ifindex in self._ifindexes else self._ifindexes[0]
+            return _Way(hop, ifindex, out, configured.id, configured.outer)
+        if ifindex in self._ifindexes:
+            return _Way(hop, ifindex, ifindex, 0 if self._vlans else None, 0)
+        below = await self._netlink.vlan_below(ifindex)
+        if below is not None and below[0] in self._ifindexes:
+            return _Way(hop, ifindex, below[0], below[1], 0)
+        return None
+
+    async def _solicit(self, hop: IPAddress, ifindex: int) -> None:
+        try:
+            await self._netlink.solicit(hop, ifindex)
+        except DataplaneError as error:
+            _log.warning("neighbour solicitation failed hop=%s error=%s", hop, error)
+
+    def _learn(self, real: IPAddress, way: _Way, event: NeighbourEvent) -> None:
+        if event.neighbour is None:
             return
-        if self._known.get(event.address) != neighbour:
-            self._known[event.address] = neighbour
-            _log.info("neighbour real=%s mac=%s ifindex=%d", event.address, neighbour.mac, neighbour.ifindex)
-            self._on_change(event.address, neighbour)
+        neighbour = Neighbour(way.ifindex, event.neighbour.mac, way.hop == real, way.vlan, way.svlan)
+        if self._known.get(real) != neighbour:
+            self._known[real] = neighbour
+            _log.info("neighbour real=%s hop=%s mac=%s", real, way.hop, neighbour.mac)
+            self._on_change(real, neighbour)

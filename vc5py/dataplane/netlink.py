@@ -258,6 +258,17 @@ class Netlink:
         gateway = row.get("gateway")
         return Route(row.get("oif"), ip_address(gateway) if gateway else None)
 
+    async def vlan_below(self, ifindex: int) -> tuple[int, int] | None:
+        """The interface below a VLAN device and the VLAN's number; None for any other device."""
+        try:
+            link = (await self._route.link("get", index=ifindex))[0]
+        except NetlinkError:
+            return None
+        info = link.get("linkinfo")
+        if not info or info.get("kind") != "vlan" or not info.get("data"):
+            return None
+        return int(link.get("link")), int(info.get("data").get("vlan_id"))
+
     async def neighbours(self) -> list[NeighbourEvent]:
         rows = [row async for row in await self._route.get_neighbours()]
         return [event for row in rows if (event := _to_event(row))]

@@ -1,14 +1,28 @@
-"""The Maglev tables in the slot arena: services with the same reals and weights share one.
+"""The Maglev tables in the slot arena, and what their slots named before they changed.
 
-Invariant: a table that a service points at, or did a moment ago, is never written: a new one is written
-beside it, and the old one's lines are used again only after a quarantine (cut short where there is no other
-room: a packet needs microseconds from its service to its slot). Size follows the number of a service's
-reals, whether they are up or not: a table of another size moves nearly all flows that aren't recorded.
+A slot is *stable* while every live flow in it belongs to the backend that it names; the data plane then
+doesn't look into the flow table. Whoever changes a table writes a new one beside it with every changed slot
+unstable, and a second one that says what the stable ones among those named before: packets went there without
+being recorded, so that is where they still go where the flow table doesn't know them, unless they start a
+connection. What has been sent through an unstable slot is recorded, so that for a slot that changes again
+nothing more is remembered, except while the flow table may have had no room. What it doesn't know is then no
+connection of ours but one that has moved here from another balancer, whose table is like our present one.
+After the settling time a slot without a flow of another backend becomes stable again, in two steps: first
+nothing more is sent to the previous backend, and a while later, if there is still no such flow, what the flow
+table has of other backends' dead flows is forgotten and nothing more is looked up.
+
+Invariant: tables that packets may still use are not written, but for these two steps; freed lines are used
+again only after a quarantine (cut short where there is no other room: a packet needs microseconds from its
+service to its slot). A table's size follows the number of a service's reals, whether they are up or not: one
+of another size moves nearly all flows that aren't recorded. Services with the same reals and the same past
+share tables, as long as none of these has begun to settle.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +34,44 @@ from vc5py.errors import DataplaneError
 
 # (local index, identity of the real, weight) of every backend that takes new flows.
 Members = tuple[tuple[int, int, int], ...]
+Slots = NDArray[np.uint16]
+
+# Between the two steps of settling: a packet needs microseconds. And until the next look where all that is
+# left are live flows, which may last for long: a look reads the whole flow table.
+SETTLE_STEP_S = 1.0
+SETTLE_RETRY_S = 10.0
+
+_NONE = np.uint16(abi.SLOT_NONE)
+_UNSTABLE = np.uint16(abi.SLOT_UNSTABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The words of struct service: the table, and what it was before (0: nothing)."""
+
+    current: int = 0
+    previous: int = 0
+
+
+NO_TABLES = Tables()
+
+
+class FlowScan(Protocol):
+    """What settling asks of the flow table. Both see only services with a previous table."""
+
+    def conflicts(self) -> NDArray[np.int64]:
+        """Positions in the arena of slots with a live flow of another backend than they name."""
+
+    def forget(self, settled: NDArray[np.bool_]) -> None:
+        """Empties the entries of such flows in the given slots, by position in the arena."""
+
+
+@dataclass(slots=True)
+class _Settling:
+    """`due`: when the unstable slots of a table may be looked at again."""
+
+    previous: int
+    due: float
 
 
 def lines_for(reals: int) -> int:
@@ -27,53 +79,165 @@ def lines_for(reals: int) -> int:
     return maglev.table_size(reals) // abi.SLOTS_PER_LINE
 
 
+def first_slot(word: int) -> int:
+    """Where in the arena a table begins, counted in slots."""
+    return (word & 0xFFFFFFFF) * abi.SLOTS_PER_LINE
+
+
+def size(word: int) -> int:
+    """Slots of a table."""
+    return 1 << (word >> abi.TABLE_LOG2_SHIFT & 31)
+
+
 class TableArena:
-    """Gives out tables by their members, counts their users and takes them back.
+    """Gives out tables by their members, counts their users, settles them and takes them back."""
 
-    A table goes by its word, as it is in struct service.table; word 0 is no table.
-    """
-
-    def __init__(self, slots: NDArray[np.uint16], quarantine_s: float = 1.0) -> None:
+    def __init__(self, slots: NDArray[np.uint16], quarantine_s: float, settle_s: float) -> None:
         self._slots = slots
+        self._flat = slots.reshape(-1)
+        self._settle_s = settle_s
         self._lines = RunAllocator(len(slots), "lines of Maglev slots")
         self._quarantine = Quarantine(quarantine_s)
-        self._words: dict[tuple[Members, int], int] = {}
+        self._known: dict[tuple[Members, int, Tables, bool, bool], Tables] = {}
         self._users: Counter[int] = Counter()
+        self._settling: dict[int, _Settling] = {}
         self._lines.reserve(0, 1)  # word 0 leads to an empty slot
         slots[0] = abi.SLOT_NONE
 
-    def adopt(self, word: int) -> None:
-        """One more user of a table of an earlier run, which keeps it from being written over."""
-        if word and not self._users[word]:
-            self._lines.reserve(*self._place(word))
-        if word:
-            self._users[word] += 1
+    def adopt(self, tables: Tables, now: float) -> None:
+        """One more user of tables of an earlier run, which keeps them from being written over."""
+        for word in (tables.current, tables.previous):
+            if word and not self._users[word]:
+                self._lines.reserve(*self._place(word))
+            if word:
+                self._users[word] += 1
+        if tables.previous:
+            self._settling[tables.current] = _Settling(tables.previous, now + self._settle_s)
 
-    def acquire(self, members: Members, reals: int) -> int:
-        """The word of a table with these members, of the size for that many reals."""
-        key = members, maglev.table_size(reals)
-        word = self._words.get(key)
-        if word is None:
-            word = self._words[key] = self._write(*key)
-        self._users[word] += 1
-        return word
+    def acquire(
+        self,
+        members: Members,
+        reals: int,
+        before: Tables,
+        now: float,
+        *,
+        remember: bool = True,
+        unsure: bool = False,
+    ) -> Tables:
+        """Tables with these members, of the size for that many reals, for a service that had `before`.
 
-    def release(self, word: int, now: float) -> None:
-        """One user less of an acquired or adopted table."""
-        self._users[word] -= 1
-        if not self._users[word]:
-            del self._users[word]
-            self._words = {key: other for key, other in self._words.items() if other != word}
-            self._quarantine.add(*self._place(word), now)
+        `remember`: the flow table may have lost flows, so that what unstable slots named before matters.
+        `unsure`: whatever `before` says, any slot may have flows of any backend.
+        """
+        key = members, maglev.table_size(reals), before, remember, unsure
+        tables = self._known.get(key)
+        if tables is None:
+            tables = self._known[key] = self._make(members, key[1], before, now, remember, unsure)
+        elif tables.previous:
+            self._settling[tables.current].due = now + self._settle_s
+        for word in (tables.current, tables.previous):
+            if word:
+                self._users[word] += 1
+        return tables
+
+    def release(self, tables: Tables, now: float) -> None:
+        """One user less of acquired or adopted tables."""
+        for word in (tables.current, tables.previous):
+            if not word:
+                continue
+            self._users[word] -= 1
+            if not self._users[word]:
+                del self._users[word]
+                self._forget_sharing(word)
+                self._settling.pop(word, None)
+                self._quarantine.add(*self._place(word), now)
 
     def maintain(self, now: float) -> None:
         for start, length in self._quarantine.release(now):
             self._lines.give_back(start, length)
 
-    @staticmethod
-    def _place(word: int) -> tuple[int, int]:
+    def settle(self, now: float, scan: FlowScan) -> None:
+        """Takes one of the two steps for all tables whose time has come."""
+        due = {word: s for word, s in self._settling.items() if s.due <= now}
+        if not due:
+            return
+        conflicting = np.zeros(len(self._flat), dtype=bool)
+        conflicting[scan.conflicts()] = True
+        settled = np.zeros(len(self._flat), dtype=bool)
+        for word, settling in due.items():
+            self._forget_sharing(word)
+            calm, closed = self._close(word, settling.previous, conflicting)
+            settling.due = now + (SETTLE_STEP_S if calm.any() else SETTLE_RETRY_S)
+            settled[first_slot(word) : first_slot(word) + size(word)] = calm & closed
+        if settled.any():
+            scan.forget(settled)
+            self._flat[settled] &= ~_UNSTABLE
+        for word in due:
+            if not (self.view(word) & _UNSTABLE).any():
+                del self._settling[word]
+
+    def _close(
+        self, word: int, previous: int, conflicting: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Ends what is remembered of calm slots; which slots are calm, and in which nothing was any more."""
+        current, past = self.view(word), self.view(previous)
+        calm = ~conflicting[first_slot(word) : first_slot(word) + len(current)]
+        calm &= (current & _UNSTABLE) != 0
+        folds = past.reshape(-1, len(current))  # positions of the larger table that share a slot
+        closed = (folds == _NONE).all(axis=0)
+        folds[:, calm & ~closed] = _NONE
+        return calm, closed
+
+    def _forget_sharing(self, word: int) -> None:
+        """Whoever comes from now on gets tables of its own: this one is not what it was."""
+        self._known = {
+            key: tables
+            for key, tables in self._known.items()
+            if word not in (tables.current, tables.previous, key[2].current, key[2].previous)
+        }
+
+    def view(self, word: int) -> Slots:
+        """The slots of a table, in place."""
+        return self._flat[first_slot(word) : first_slot(word) + size(word)]
+
+    def _place(self, word: int) -> tuple[int, int]:
         """First line and number of lines of a table."""
-        return word & 0xFFFFFFFF, (1 << (word >> abi.TABLE_LOG2_SHIFT & 31)) // abi.SLOTS_PER_LINE
+        return word & 0xFFFFFFFF, max(1, size(word) // abi.SLOTS_PER_LINE)
+
+    def _make(
+        self, members: Members, slots: int, before: Tables, now: float, remember: bool, unsure: bool
+    ) -> Tables:
+        picks = maglev.build([m[1] for m in members], [m[2] for m in members], slots)
+        locals_ = np.array([m[0] for m in members] + [abi.SLOT_NONE], dtype=np.uint16)
+        current = locals_[picks]  # -1 picks the last: SLOT_NONE
+        if unsure:
+            before = NO_TABLES
+        old, waiting, past = self._before(before, slots, remember)
+        changed = (old != _NONE) & (old != np.tile(current, len(old) // slots))
+        unstable = (changed | waiting | unsure).reshape(-1, slots).any(axis=0)
+        if not unstable.any():
+            return Tables(self._write(current))
+        past[~np.tile(unstable, len(past) // slots)] = _NONE
+        previous = self._write(past)
+        tables = Tables(self._write(np.where(unstable, current | _UNSTABLE, current)), previous)
+        self._settling[tables.current] = _Settling(previous, now + self._settle_s)
+        return tables
+
+    def _before(self, before: Tables, slots: int, remember: bool) -> tuple[Slots, NDArray[np.bool_], Slots]:
+        """What the tables so far name, which of that is unstable, and where they send packets that start
+        nothing and that the flow table doesn't know; all of one length, `slots` or a multiple of it.
+        """
+        if not before.current:
+            nothing = np.full(slots, _NONE, dtype=np.uint16)
+            return nothing, np.zeros(slots, dtype=bool), nothing.copy()
+        length = max(slots, size(before.current), size(before.previous) if before.previous else 0)
+        current = np.tile(self.view(before.current), length // size(before.current))
+        waiting = (current & _UNSTABLE) != 0
+        named = past = current & ~_UNSTABLE
+        if before.previous:
+            past = np.tile(self.view(before.previous), length // size(before.previous))
+            past = np.where(waiting & ((past != _NONE) | (not remember)), past, named)
+        return named, waiting, past.astype(np.uint16)
 
     def _take(self, lines: int) -> int:
         while True:
@@ -85,10 +249,9 @@ class TableArena:
                     raise
                 self._lines.give_back(*early)
 
-    def _write(self, members: Members, size: int) -> int:
-        picks = maglev.build([m[1] for m in members], [m[2] for m in members], size)
-        locals_ = np.array([m[0] for m in members] + [abi.SLOT_NONE], dtype=np.uint16)
-        line = self._take(size // abi.SLOTS_PER_LINE)
-        filled = locals_[picks].reshape(-1, abi.SLOTS_PER_LINE)  # -1 picks the last: SLOT_NONE
-        self._slots[line : line + len(filled)] = filled
-        return line | (size.bit_length() - 1) << abi.TABLE_LOG2_SHIFT
+    def _write(self, slots: Slots) -> int:
+        """Puts a table into the arena; returns its word."""
+        lines = slots.reshape(-1, abi.SLOTS_PER_LINE)
+        line = self._take(len(lines))
+        self._slots[line : line + len(lines)] = lines
+        return line | (len(slots).bit_length() - 1) << abi.TABLE_LOG2_SHIFT

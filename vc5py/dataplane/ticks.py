@@ -15,9 +15,15 @@ _SHIFTS = {100: 7, 250: 8, 300: 8, 1000: 10}
 
 @dataclass(frozen=True, slots=True)
 class TickClock:
-    """`hz`: jiffies a second."""
+    """`hz`: jiffies a second. `epoch_s`: when, on CLOCK_MONOTONIC, jiffies were 0."""
 
     hz: int
+    epoch_s: float = 0.0
+
+    def now(self) -> int:
+        """The data plane's present tick, 16 bits."""
+        jiffies = (time.clock_gettime(time.CLOCK_MONOTONIC) - self.epoch_s) * self.hz
+        return int(jiffies) >> self.shift & 0xFFFF
 
     @property
     def shift(self) -> int:
@@ -50,4 +56,7 @@ def measure() -> TickClock:
         data = libbpf.test_run(fd, bytes(64)).data
     finally:
         os.close(fd)
-    return TickClock(hz_from(int.from_bytes(data[:8], "little"), time.clock_gettime(time.CLOCK_MONOTONIC)))
+    uptime_s = time.clock_gettime(time.CLOCK_MONOTONIC)
+    jiffies = int.from_bytes(data[:8], "little")
+    hz = hz_from(jiffies, uptime_s)
+    return TickClock(hz, uptime_s - jiffies / hz)

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Carrying out a decision on an XDP frame: the only place where the packet changes size. Pointers into the
+ * frame are good until it does.
+ */
+#ifndef VC5_FORWARD_H
+#define VC5_FORWARD_H
+
+/* Where a packet goes. `link` is the backend's MAC and flags, read once. */
+struct route {
+	struct backend *backend;
+	u64 link;
+	u64 hash; /* for entropy in outer headers */
+	u32 index;
+	u32 ifindex;
+	u16 inner_mtu; /* for an answer that says so */
+};
+
+/* The frame keeps its size and its tags: only the addresses change. */
+static __always_inline bool l2_rewrite(const struct cursor *frame, u64 destination, u64 source)
+{
+	struct ethhdr *eth = frame_at(frame, 0, sizeof(*eth));
+
+	if (!eth)
+		return false;
+	mac_write(eth->h_dest, destination);
+	mac_write(eth->h_source, source);
+	return true;
+}
+
+/* The L2 header, or more, has another size than before. */
+static __always_inline enum verdict resize(struct xdp_md *ctx, struct packet *p, const struct route *route,
+					   u64 source, const struct tags *tags, enum verdict verdict)
+{
+	const struct backend *backend = route->backend;
+	bool tunnel = is_tunnel(backend->mode), summed = false;
+	bool outer6 = tunnel ? backend->flags & BACKEND_OUTER6 : p->ipv6;
+	int grow = l2_bytes(tags) + (tunnel ? tunnel_bytes(backend) : 0) - l2_bytes(&p->tags);
+	struct cursor c = frame_of(ctx);
+	u64 sum = 0;
+
+	if (tunnel)
+		summed = inner_sum(&c, p, &sum);
+	if (bpf_xdp_adjust_head(ctx, -grow))
+		return VERDICT_NO_HEADROOM;
+	c = frame_of(ctx);
+	c.pos = l2_write(&c, route->link, source, tags, bpf_htons(outer6 ? ETH_P_IPV6 : ETH_P_IP));
+	if (!c.pos)
+		return VERDICT_NO_HEADROOM;
+	if (tunnel && !tunnel_write(&c, p, backend, route->hash, summed, sum))
+		return VERDICT_NO_HEADROOM;
+	return verdict;
+}
+
+/* Rewrites the frame for its way to the real; the verdict, or why it can't be done. */
+static __always_inline enum verdict rewrite(struct xdp_md *ctx, struct packet *p, struct route *route,
+					    enum verdict verdict)
+{
+	const struct backend *backend = route->backend;
+	struct cursor frame = frame_of(ctx);
+	u64 source = p->dmac;
+	struct interface *out;
+	struct tags tags;
+
+	if (!decrement_ttl(&frame, p))
+		return VERDICT_BAD_IP_HEADER;
+	route->ifindex = backend->ifindex;
+	if (route->ifindex != ctx->ingress_ifindex) {
+		out = interface_at(route->ifindex);
+		if (!out || !(out->flags & INTERFACE_OURS))
+			return VERDICT_NO_NEIGHBOUR;
+		source = mac_word(out->mac);
+	}
+	if (backend->mode == MODE_DSCP && !dscp_rewrite(&frame, p, backend))
+		return VERDICT_MODE_UNSUPPORTED;
+	if (!is_tunnel(backend->mode) && !(backend->flags & BACKEND_SET_TAGS))
+		return l2_rewrite(&frame, route->link, source) ? verdict : VERDICT_BAD_IP_HEADER;
+	tags = tags_towards(backend, &p->tags);
+	return resize(ctx, p, route, source, &tags, verdict);
+}
+
+#endif
