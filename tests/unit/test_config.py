@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,22 @@ from pydantic import BaseModel
 
 from vc5py.config import load, parse
 from vc5py.config.language import MODELS, ConfigSpec
-from vc5py.model import Check, CheckType, Config, MulticastGroup, Protocol, Real, RhiConfig, Service
+from vc5py.model import (
+    Check,
+    CheckType,
+    Config,
+    Forwarding,
+    ForwardMode,
+    MulticastGroup,
+    Protocol,
+    Real,
+    RhiConfig,
+    Scheduling,
+    Service,
+    Timeouts,
+    Unknown,
+    Vlan,
+)
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 
@@ -54,6 +70,15 @@ services:
 reals:
   g: [10.0.1.1, 10.0.1.2]
   h: [10.0.1.3]
+  k:
+    - 10.0.2.1
+    - {{address: 10.0.2.2, weight: 0}}
+    - {{address: 10.0.2.3, weight: 5, mode: ipip, mtu: 1500}}
+  l:
+    - {{address: "fd00::1", mode: fou, tunnel_port: 7777}}
+    - {{address: 10.0.2.4, mode: dscp}}
+    - {{address: 10.0.2.5, mode: dscp, dscp: 0}}
+    - {{address: 10.0.2.6, mode: l2}}
 """
     (only,) = parse(text, "a.yaml").services
     return only
@@ -137,6 +162,50 @@ checks:
     assert isinstance(checked[0].timeout_s, float)
 
 
+def test_every_key_about_the_way_to_the_reals() -> None:
+    found = service("""\
+port: 80
+real: [k, l]
+mode: gue
+tunnel_port: 6081
+dscp: 7
+mtu: 9000
+schedule: least-conns
+unknown: pass
+checks: []""")
+    assert found.scheduling is Scheduling.LEAST_CONNS
+    assert found.unknown is Unknown.PASS
+    gue, ipip = Forwarding(ForwardMode.GUE, 6081, mtu=9000), Forwarding(ForwardMode.IPIP, mtu=1500)
+    assert found.reals == (
+        Real(ip_address("10.0.2.1"), 1, gue),
+        Real(ip_address("10.0.2.2"), 0, gue),
+        Real(ip_address("10.0.2.3"), 5, ipip),
+        Real(ip_address("fd00::1"), 1, Forwarding(ForwardMode.FOU, 7777, mtu=9000)),
+        Real(ip_address("10.0.2.4"), 1, Forwarding(ForwardMode.DSCP, dscp=7, mtu=9000)),
+        Real(ip_address("10.0.2.5"), 1, Forwarding(ForwardMode.DSCP, dscp=0, mtu=9000)),
+        Real(ip_address("10.0.2.6"), 1, Forwarding(ForwardMode.L2, mtu=9000)),
+    )
+
+
+@pytest.mark.parametrize(("mode", "port"), [("fou", 5555), ("gue", 6080), ("gre", 0), ("ipip", 0)])
+def test_default_ports_of_tunnels(mode: str, port: int) -> None:
+    first, second = service(f"port: 80\nreal: g\nmode: {mode}\nchecks: []").reals
+    assert first.forwarding == second.forwarding == Forwarding(ForwardMode(mode), port)
+
+
+def test_vips_and_reals_of_either_version_in_any_mix() -> None:
+    text = """
+services:
+  - {name: a, addr: [10.0.0.1, 'fd00::1'], port: 80, real: g, checks: []}
+  - {name: b, addr: [10.0.0.1, 'fd00::1'], port: 81, mode: ipip, real: g, checks: []}
+  - {name: c, addr: fd00::1, port: 82, mode: dscp, dscp: 0, real: h, checks: []}
+reals: {g: [10.0.1.1, 'fd00:1::1'], h: ['fd00:1::1']}
+"""
+    for one in parse(text, "a.yaml").services:
+        assert IPv6Address("fd00::1") in one.vips
+        assert one.reals[-1].address == IPv6Address("fd00:1::1")
+
+
 def test_lists_in_place_of_single_values() -> None:
     many = service("""\
 port: [443, 80]
@@ -180,6 +249,24 @@ reals: {g: [10.0.1.1]}
         ("flows: 1024", {"flows": 1024}),
         ("flows: 67108864", {"flows": 67108864}),
         ("metrics: {}", {}),
+        ("fragments: drop", {"drop_fragments": True}),
+        ("fragments: follow", {"drop_fragments": False}),
+        ("timeouts: {udp: 28800}", {"timeouts": Timeouts(udp_s=28800)}),
+        (
+            "timeouts: {unproven: 1, established: 2, closing: 3, udp: 4}",
+            {"timeouts": Timeouts(1, 2, 3, 4)},
+        ),
+        (
+            "vlans: {10: 10.1.10.0/24, '100.10': [10.1.11.0/24, 'fd00:10::/64'], 100.20: 10.2.0.0/16}",
+            {
+                "vlans": (
+                    Vlan(10, ip_network("10.1.10.0/24")),
+                    Vlan(10, ip_network("10.1.11.0/24"), outer=100),
+                    Vlan(10, ip_network("fd00:10::/64"), outer=100),
+                    Vlan(20, ip_network("10.2.0.0/16"), outer=100),
+                )
+            },
+        ),
         ("metrics: {port: 80}", {"metrics_port": 80}),
         ("metrics: {address: '::1'}", {"metrics_address": IPv6Address("::1")}),
         ("metrics: {address: 0.0.0.0}", {"metrics_address": IPv4Address("0.0.0.0")}),
@@ -219,17 +306,28 @@ def test_a_byte_order_mark_and_dos_line_ends(tmp_path: Path) -> None:
 
 
 def test_the_example_loads() -> None:
-    assert [one.name for one in load(EXAMPLE).services] == ["nginx", "iperf"]
+    assert [one.name for one in load(EXAMPLE).services] == ["nginx", "iperf", "dns"]
+
+
+def _nodes(node: Any, path: tuple[str | int, ...]) -> Iterator[dict[str, Any]]:
+    """The mappings at a path of `MODELS`: 0 stands for any index, `*` for any key."""
+    if not path:
+        if isinstance(node, dict):
+            yield node
+        return
+    inner = node if path[0] == 0 else node.values() if path[0] == "*" else [node.get(path[0], {})]
+    for one in inner:
+        yield from _nodes(one, path[1:])
 
 
 def _example_mappings() -> Iterator[tuple[type[BaseModel], dict[str, Any]]]:
-    """The models, each with the first mapping of its kind in the example."""
+    """The models, each with all keys of its kind in the example, as they are shown first."""
     root = yaml.safe_load(EXAMPLE.read_text())
     for path, model in MODELS.items():
-        node = root
-        for part in path:
-            node = node[part]
-        yield model, node
+        shown: dict[str, Any] = {}
+        for node in _nodes(root, path):
+            shown = {**node, **shown}
+        yield model, shown
 
 
 def test_the_example_shows_every_key_with_its_default() -> None:
@@ -244,16 +342,16 @@ def test_the_example_shows_every_key_with_its_default() -> None:
 
 
 def test_every_line_of_the_example_that_could_be_left_out_names_its_default() -> None:
-    text = EXAMPLE.read_text()
-    without_default = {
+    lines = EXAMPLE.read_text().splitlines()
+    without_default = Counter(
         key
         for model, _ in _example_mappings()
         for key, field in model.model_fields.items()
         if field.default is None
-    }
-    for key in without_default - {"port"}:
-        (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{key}:")]
-        assert "Default: " in line
+    )
+    for key, count in without_default.items():
+        about = [line for line in lines if line.strip().startswith(f"{key}:") and "Default: " in line]
+        assert len(about) == count, key
 
 
 # The models, from which the schema and the reference are generated

@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 
 from vc5py.config import parse
-from vc5py.config.references import MAX_BACKENDS, MAX_VIRTUAL_PORTS
+from vc5py.dataplane import abi
+from vc5py.dataplane.kernel import room_for
 from vc5py.errors import ConfigError
+from vc5py.limits import (
+    MAX_BACKENDS,
+    MAX_ESTABLISHED_S,
+    MAX_REALS,
+    MAX_VIRTUAL_PORTS,
+    MAX_VIRTUAL_SERVICES,
+)
 
 MARK = "▸"
 
@@ -41,10 +49,9 @@ def small(service: str = "", check: str = "", top: str = "", reals: str = "[10.0
 
 
 PORT = "a port number from 1 to 65535"
-VIP = "the IPv4 address of a host"
+VIP = "the IPv4 or IPv6 address of a host, not loopback or link-local"
 HOST = "the IPv4 or IPv6 address of a host"
 LISTEN = "an IPv4 or IPv6 address to listen on"
-NOT_YET = "an IPv4 address (IPv6 is not supported yet)"
 GROUP = "a multicast address and port, such as '224.0.0.1:9999' or '[ff02::1]:9999'"
 LINE = "text of 1 to 128 printable characters on one line"
 URL_PATH = "a path that starts with '/', in visible ASCII characters (others percent-encoded)"
@@ -53,8 +60,16 @@ FLOWS = "a power of two from 1024 to 67108864"
 STATUS = "an HTTP status code from 100 to 599"
 PROBE = "seconds from 0.01 to 3600"
 DAY = "seconds from 0 to 86400"
-TOP_KEYS = "one of learn, multicast, rhi, metrics, flows, services, reals"
-SERVICE_KEYS = "one of name, desc, addr, port, protocol, real, need, checks"
+TOP_KEYS = "one of learn, multicast, rhi, metrics, flows, fragments, timeouts, vlans, services, reals"
+SERVICE_KEYS = (
+    "one of name, desc, addr, port, protocol, real, need, checks,"
+    " mode, tunnel_port, dscp, mtu, schedule, unknown"
+)
+MODE = "l2, ipip, gre, fou, gue or dscp"
+WEIGHT = "a whole number from 0 to 1000"
+TIMEOUT = "whole seconds from 1 to 28800"
+PREFIX = "an IPv4 or IPv6 prefix without bits behind its length, such as '10.1.10.0/24'"
+VLAN = "a VLAN from 1 to 4094, or 802.1ad and 802.1Q tags such as '100.10'"
 CHECK_KEYS = "one of name, type, port, path, host, method, expect, interval, timeout, rise, fall"
 
 SINGLE_VALUES = [
@@ -80,8 +95,11 @@ SINGLE_VALUES = [
     ("addr: ▸0.0.0.0", "addr: found '0.0.0.0'", VIP),
     ("addr: ▸224.0.0.1", "addr: found '224.0.0.1'", VIP),
     ("addr: ▸255.255.255.255", "addr: found '255.255.255.255'", VIP),
-    ("addr: ▸2001:db8::1", "addr: found '2001:db8::1'", NOT_YET),
-    ("addr: [10.0.0.1, ▸'::1']", "addr[1]: found '::1'", NOT_YET),
+    ("addr: ▸fe80::1", "addr: found 'fe80::1'", VIP),
+    ("addr: ▸2001:db8::/64", "addr: found '2001:db8::/64'", VIP),
+    ("addr: ▸ff02::1", "addr: found 'ff02::1'", VIP),
+    ("addr: [10.0.0.1, ▸'::1']", "addr[1]: found '::1'", VIP),
+    ("addr: ▸127.0.0.1", "addr: found '127.0.0.1'", VIP),
     ("protocol: ▸sctp", "protocol: found 'sctp'", "tcp or udp"),
     ("protocol: ▸TCP", "protocol: found 'TCP'", "tcp or udp"),
     ("protocol: [tcp, ▸6]", "protocol[1]: found 6", "tcp or udp"),
@@ -105,6 +123,15 @@ SINGLE_VALUES = [
     ("▸prot: udp", "prot: found an unknown key", f"{SERVICE_KEYS} (did you mean 'port'?)"),
     ("▸protcol: udp", "protcol: found an unknown key", f"{SERVICE_KEYS} (did you mean 'protocol'?)"),
     ("▸sticky: 1", "sticky: found an unknown key", SERVICE_KEYS),
+    ("mode: ▸L2", "mode: found 'L2'", MODE),
+    ("mode:▸", "mode: found nothing", MODE),
+    ("tunnel_port: ▸0", "tunnel_port: found 0", PORT),
+    ("dscp: ▸64", "dscp: found 64", "a DSCP from 0 to 63"),
+    ("dscp: ▸'AF11'", "dscp: found 'AF11'", "a DSCP from 0 to 63"),
+    ("mtu: ▸575", "mtu: found 575", "bytes from 576 to 65535"),
+    ("mtu: ▸1500.5", "mtu: found 1500.5", "bytes from 576 to 65535"),
+    ("schedule: ▸rr", "schedule: found 'rr'", "maglev, sticky or least-conns"),
+    ("unknown: ▸reject", "unknown: found 'reject'", "drop or pass"),
 ]
 
 
@@ -189,6 +216,27 @@ TOP_VALUES = [
     ("rhi: {as_number: 1, peers: ▸[]}", "rhi.peers: found an empty list", "at least one item"),
     ("rhi: {as_number: 1, peers: [▸router]}", "rhi.peers[0]: found 'router'", HOST),
     ("rhi: {as_number: 1, peers: [▸'fe80::1%a']}", "rhi.peers[0]: found 'fe80::1%a'", HOST),
+    ("fragments: ▸yes", "fragments: found 'yes'", "follow or drop"),
+    ("timeouts: ▸60", "timeouts: found 60", "a mapping"),
+    ("timeouts: {udp: ▸0}", "timeouts.udp: found 0", TIMEOUT),
+    ("timeouts: {established: ▸28801}", "timeouts.established: found 28801", TIMEOUT),
+    ("timeouts: {closing: ▸1.5}", "timeouts.closing: found 1.5", TIMEOUT),
+    (
+        "timeouts: {▸unproved: 1}",
+        "timeouts.unproved: found an unknown key",
+        "one of unproven, established, closing, udp (did you mean 'unproven'?)",
+    ),
+    ("vlans:▸", "vlans: found nothing", "a value, or no such key"),
+    ("vlans: ▸[10]", "vlans: found a list", "a mapping"),
+    ("vlans: {▸0: 10.1.0.0/24}", "vlans['0']: found '0'", VLAN),
+    ("vlans: {▸4095: 10.1.0.0/24}", "vlans['4095']: found '4095'", VLAN),
+    ("vlans: {▸010: 10.1.0.0/24}", "vlans['010']: found '010'", VLAN),
+    ("vlans: {▸1.2.3: 10.1.0.0/24}", "vlans['1.2.3']: found '1.2.3'", VLAN),
+    ("vlans: {▸eth0: 10.1.0.0/24}", "vlans.eth0: found 'eth0'", VLAN),
+    ("vlans: {10: ▸10.1.0.1/24}", "vlans['10']: found '10.1.0.1/24'", PREFIX),
+    ("vlans: {10: ▸10.1.0.0}", "vlans['10']: found '10.1.0.0'", PREFIX),
+    ("vlans: {10: [10.1.0.0/24, ▸'fd00::1/64']}", "vlans['10'][1]: found 'fd00::1/64'", PREFIX),
+    ("vlans: {10: ▸[]}", "vlans['10']: found an empty list", "at least one item"),
     ("▸service: 1", "service: found an unknown key", f"{TOP_KEYS} (did you mean 'services'?)"),
     ("▸<<: {learn: 1}", "['<<']: found an unknown key", TOP_KEYS),
 ]
@@ -206,7 +254,24 @@ def test_top_level_keys(line: str, found: str, expected: str) -> None:
         ("▸10.0.1.1", "reals.g: found '10.0.1.1'", "a list"),
         ("▸[]", "reals.g: found an empty list", "at least one item"),
         ("[▸web]", "reals.g[0]: found 'web'", VIP),
-        ("[10.0.1.1, ▸fd00::1]", "reals.g[1]: found 'fd00::1'", NOT_YET),
+        ("[10.0.1.1, ▸fe80::1]", "reals.g[1]: found 'fe80::1'", VIP),
+        ("[▸[10.0.1.1]]", "reals.g[0]: found a list", VIP),
+        ("[▸{weight: 2}]", "reals.g[0]: found no key 'address'", "one"),
+        ("[{address: ▸web}]", "reals.g[0].address: found 'web'", VIP),
+        ("[{address: 10.0.1.1, weight: ▸-1}]", "reals.g[0].weight: found -1", WEIGHT),
+        ("[{address: 10.0.1.1, weight: ▸1001}]", "reals.g[0].weight: found 1001", WEIGHT),
+        ("[{address: 10.0.1.1, mode: ▸vxlan}]", "reals.g[0].mode: found 'vxlan'", MODE),
+        ("[{address: 10.0.1.1, dscp: ▸}]", "reals.g[0].dscp: found nothing", "a value, or no such key"),
+        (
+            "[{address: 10.0.1.1, ▸wieght: 1}]",
+            "reals.g[0].wieght: found an unknown key",
+            "one of address, weight, mode, tunnel_port, dscp, mtu (did you mean 'weight'?)",
+        ),
+        (
+            "[10.0.1.1, {address: ▸10.0.1.1}]",
+            "reals.g[1].address: found '10.0.1.1' again",
+            "it once (first on line 9)",
+        ),
         ("[10.0.1.1, ▸10.0.1.1]", "reals.g[1]: found '10.0.1.1' again", "it once (first on line 9)"),
         ('[10.0.1.1]\n  ▸"a\\n": [10.0.1.2]', "reals['a\\n']: found 'a\\n'", LINE),
     ],
@@ -360,9 +425,162 @@ def test_what_is_too_much_is_not_compared() -> None:
 
 
 def test_more_backends_than_the_data_plane_has_room_for() -> None:
-    messages = findings(small(service=f"addr: [{_addresses(256)}]", reals=f"[{_addresses(256)}]"))
-    expected = f"services: found 65536 backends (VIPs times reals), expected at most {MAX_BACKENDS}"
+    messages = findings(small(service=f"addr: [{_addresses(512)}]", reals=f"[{_addresses(513)}]"))
+    expected = f"services: found {512 * 513} backends (VIPs times reals), expected at most {MAX_BACKENDS}"
     assert messages == [f"f:2:3: {expected}"]
+
+
+def test_more_virtual_services_than_the_data_plane_has_room_for() -> None:
+    messages = findings(small(service=f"addr: [{_addresses(MAX_VIRTUAL_SERVICES + 1)}]"))
+    what = f"found {MAX_VIRTUAL_SERVICES + 1} virtual services (services times VIPs)"
+    assert messages == [f"f:2:3: services: {what}, expected at most {MAX_VIRTUAL_SERVICES}"]
+
+
+def test_more_reals_than_a_service_can_have() -> None:
+    messages = findings(small(reals=f"[{_addresses(MAX_REALS + 1)}]"))
+    assert messages == [f"f:3:5: services[0]: found {MAX_REALS + 1} reals, expected at most {MAX_REALS}"]
+
+
+def test_the_limits_are_within_those_of_the_data_plane() -> None:
+    """Twice, for the old and the new side by side; a run of records may be up to twice as long as asked."""
+    assert 2 * MAX_VIRTUAL_SERVICES <= abi.MAX_SERVICES
+    assert MAX_REALS < abi.MAX_REALS_PER_SERVICE
+    assert room_for(MAX_REALS) <= 1 << abi.FLOW_LOCAL_BITS
+    assert 2 * 2 * MAX_BACKENDS <= abi.MAX_BACKENDS
+    assert MAX_ESTABLISHED_S < 1 << abi.FLOW_TICK_BITS - 1
+
+
+WAYS = [
+    (
+        "mode: ▸dscp",
+        "[10.0.1.1]",
+        "services[0].mode: found dscp without a key 'dscp', expected one beside it (0 to 63)",
+    ),
+    (
+        "dscp: 1",
+        "[{address: 10.0.1.1, mode: dscp}, {address: 10.0.1.2, ▸dscp: 2}]",
+        "reals.g[1].dscp: found where nothing has mode dscp, expected with it",
+    ),
+    (
+        "mode: dscp\ndscp: 1\nreal: ▸g",
+        "[10.0.1.1, fd00::1]",
+        "services[0].real: found fd00::1 in group 'g' for the VIP 10.0.0.1, expected one of its IP version:"
+        " mode dscp changes the address",
+    ),
+    (
+        "mode: ipip\nmtu: ▸595",
+        "[10.0.1.1]",
+        "services[0].mtu: found 595, expected at least 596 for ipip to 10.0.1.1:"
+        " 576 for IPv4 and 20 around it",
+    ),
+    (
+        "mode: gre\nmtu: ▸1303\naddr: [10.0.0.1, fd00::1]",
+        "[10.0.1.1, 10.0.1.2]",
+        "services[0].mtu: found 1303, expected at least 1304 for gre to 10.0.1.2:"
+        " 1280 for IPv6 and 24 around it",
+    ),
+    (
+        "mode: fou\naddr: fd00::1",
+        "[fd00:1::1, {address: fd00:1::2, mtu: ▸1327}]",
+        "reals.g[1].mtu: found 1327, expected at least 1328 for fou to fd00:1::2:"
+        " 1280 for IPv6 and 48 around it",
+    ),
+    (
+        "mode: gue\naddr: fd00::1\nmtu: ▸1331",
+        "[fd00:1::1]",
+        "services[0].mtu: found 1331, expected at least 1332 for gue to fd00:1::1:"
+        " 1280 for IPv6 and 52 around it",
+    ),
+    (
+        "mode: gre\n▸tunnel_port: 5555",
+        "[10.0.1.1]",
+        "services[0].tunnel_port: found where nothing has mode fou or gue, expected with it",
+    ),
+    (
+        "addr: 10.0.0.1",
+        "[10.0.1.1, ▸10.0.0.1]",
+        "reals.g[1]: found 10.0.0.1, which is a VIP, expected an address of a host",
+    ),
+    (
+        "protocol: udp\nchecks: [▸{name: c, type: tcp}]",
+        "[10.0.1.1]",
+        "services[0].checks[0]: found no key 'port', expected one:"
+        " the service's port is UDP only, and the check needs TCP",
+    ),
+]
+
+
+@pytest.mark.parametrize(("service", "reals", "message"), WAYS)
+def test_ways_that_lead_nowhere(service: str, reals: str, message: str) -> None:
+    places, messages = judge(small(service=service, reals=reals))
+    assert messages == [f"{places[0]}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("service", "reals"),
+    [
+        ("mode: ▸tunnel\ntunnel_port: 1", "[10.0.1.1]"),
+        ("tunnel_port: 1", "[{address: 10.0.1.1, mode: ▸guo}]"),
+        ("mode: dscp\ndscp: ▸64", "[10.0.1.1]"),
+        ("mode: ipip\nmtu: ▸no", "[10.0.1.1]"),
+    ],
+)
+def test_no_parameter_is_judged_where_something_it_hangs_on_is_wrong(service: str, reals: str) -> None:
+    places, messages = judge(small(service=service, reals=reals))
+    assert [message.split(": ")[0] for message in messages] == places
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            "",
+            ", unknown: ▸pass",
+            "services[1].unknown: found unknown pass for 10.0.0.1, expected all services on a VIP to agree"
+            " (services[0], line 2, has drop)",
+        ),
+        (
+            ", unknown: pass",
+            "",
+            "services[1]: found unknown drop for 10.0.0.1, expected all services on a VIP to agree"
+            " (services[0], line 2, has pass)",
+        ),
+    ],
+)
+def test_services_on_one_vip_agree_on_what_is_unknown(first: str, second: str, message: str) -> None:
+    mark = "" if second else MARK
+    places, messages = judge(
+        "services:\n"
+        f"  - {{name: a, addr: 10.0.0.1, port: 80, real: g, checks: []{first}}}\n"
+        f"  - {mark}{{name: b, addr: 10.0.0.1, port: 81, real: g, checks: []{second}}}\n"
+        "reals: {g: [10.0.1.1]}"
+    )
+    assert messages == [f"{places[0]}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("vlans", "message"),
+    [
+        (
+            "{10: 10.1.10.0/24, 11: ▸10.1.0.0/16}",
+            "vlans['11']: found 10.1.0.0/16, expected nothing of it in another VLAN"
+            " (10.1.10.0/24 is in 10, line 10)",
+        ),
+        (
+            "{10: [10.0.0.0/8, fd00::/16], 100.10: [10.1.0.0/16, ▸'fd00:1::/64']}",
+            "vlans['100.10'][1]: found fd00:1::/64, expected nothing of it in another VLAN"
+            " (fd00::/16 is in 10, line 10)",
+        ),
+        (
+            "{10: [10.1.0.0/16, ▸10.1.0.0/16]}",
+            "vlans['10'][1]: found '10.1.0.0/16' again, expected it once (first on line 10)",
+        ),
+    ],
+)
+def test_prefixes_of_several_vlans(vlans: str, message: str) -> None:
+    places, messages = judge(small(top=f"vlans: {vlans}"))
+    assert f"{places[0]}: {message}" in messages
+    assert len(messages) == 2 if "100.10" in vlans else len(messages) == 1
 
 
 def test_suggestions_are_rationed() -> None:

@@ -74,7 +74,7 @@ REFUSED = [
     (f"{BASE}metrics: ▸!x []", "metrics: found the tag '!x', expected a value without it"),
     (f"{BASE}learn: 1\n▸learn: 2", "learn: found again, expected once (first on line 3)"),
     (f"{BASE}metrics: {{port: 1, ▸'port': 2}}", "metrics.port: found again, expected once (first on line 3)"),
-    (f"{BASE}metrics: {{▸1: 2}}", "metrics: found 1 as a key, expected text (put it in quotes)"),
+    (f"{BASE}vlans: {{1: 10.0.0.0/8, ▸'1': 2}}", "vlans['1']: found again, expected once (first on line 3)"),
     (f"{BASE}metrics: {{▸~: 2}}", "metrics: found nothing as a key, expected text (put it in quotes)"),
     (f"{BASE}▸true: 2", "found true as a key, expected text (put it in quotes)"),
     (f"{BASE}? ▸[a, {{b: c}}]\n: [d, {{e: f}}]", "found a list as a key, expected text"),

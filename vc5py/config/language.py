@@ -9,9 +9,10 @@ hence a description on every key. Validation is strict: no value is converted to
 
 from __future__ import annotations
 
-from typing import Any
+from ipaddress import ip_address
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from vc5py.config.report import WHOLE_FILE, Node, Path, Report, about, mismatch
 from vc5py.config.scalars import (
@@ -20,12 +21,18 @@ from vc5py.config.scalars import (
     CheckTypeName,
     Count,
     Description,
+    Dscp,
     Duration,
     FlowEntries,
+    FlowTimeout,
     ForwardedAddress,
+    Fragments,
+    FragmentsName,
     HostAddress,
     LocalAddress,
     Method,
+    ModeName,
+    Mtu,
     Multicast,
     Name,
     Need,
@@ -33,19 +40,37 @@ from vc5py.config.scalars import (
     OneOrMore,
     Optionally,
     Port,
+    Prefix,
     ProbeTime,
     ProtocolName,
+    SchedulingName,
     Status,
+    UnknownName,
     UrlHost,
     UrlPath,
+    VlanKey,
+    Weight,
 )
 from vc5py.config.yaml_tree import Tree
-from vc5py.model import Check, CheckType, Config, Protocol, RhiConfig
+from vc5py.model import (
+    Check,
+    CheckType,
+    Config,
+    Protocol,
+    Real,
+    RhiConfig,
+    Scheduling,
+    Timeouts,
+    Unknown,
+)
 
 # The defaults are those of the model.
 _CONFIG = Config(services=())
 _CHECK = Check(name="", type=CheckType.TCP, port=1)
 _RHI = RhiConfig(as_number=1, peers=())
+_REAL = Real(ip_address("0.0.0.0"))
+_FORWARDING = _REAL.forwarding
+_TIMEOUTS = Timeouts()
 
 
 class _Mapping(BaseModel):
@@ -89,6 +114,46 @@ class ServiceSpec(_Mapping):
     checks: list[CheckSpec] = Field(
         description="The checks of its reals. An empty list means: take every real as healthy, unchecked."
     )
+    mode: ModeName = Field(
+        _FORWARDING.mode, description="How packets get to its reals: l2, ipip, gre, fou, gue or dscp."
+    )
+    tunnel_port: Optionally[Port] = Field(
+        None, description="UDP port of the tunnel (fou, gue). Default: 5555 for fou, 6080 for gue."
+    )
+    dscp: Optionally[Dscp] = Field(
+        None, description="The DSCP that tells the reals which VIP it was; mode dscp requires it."
+    )
+    mtu: Mtu = Field(
+        _FORWARDING.mtu, description="The largest packet that gets to the reals, outer headers included."
+    )
+    schedule: SchedulingName = Field(
+        Scheduling.MAGLEV, description="How a new flow gets its real: maglev, sticky or least-conns."
+    )
+    unknown: UnknownName = Field(
+        Unknown.DROP,
+        description="Packets for a VIP that are for no service of it: drop them, or pass them to the host.",
+    )
+
+
+class RealSpec(_Mapping):
+    """A real that is not quite like the others of its group; what is left out is as in the service."""
+
+    address: ForwardedAddress = Field(description="Address of the real.")
+    weight: Weight = Field(_REAL.weight, description="Its share of new flows; 0: none.")
+    mode: Optionally[ModeName] = Field(None, description="How packets get there. Default: as in the service.")
+    tunnel_port: Optionally[Port] = Field(
+        None, description="UDP port of the tunnel (fou, gue). Default: as in the service."
+    )
+    dscp: Optionally[Dscp] = Field(None, description="DSCP (mode dscp). Default: as in the service.")
+    mtu: Optionally[Mtu] = Field(
+        None, description="The largest packet that gets there. Default: as in the service."
+    )
+
+
+RealItem = Annotated[
+    Annotated[ForwardedAddress, Tag("<address>")] | Annotated[RealSpec, Tag("<mapping>")],
+    Discriminator(lambda value: "<mapping>" if isinstance(value, dict) else "<address>"),
+]
 
 
 class RhiSpec(_Mapping):
@@ -108,6 +173,17 @@ class MetricsSpec(_Mapping):
     port: Port = Field(_CONFIG.metrics_port, description="TCP port to listen on.")
 
 
+class TimeoutsSpec(_Mapping):
+    """Seconds that an idle flow keeps its entry in the flow table against newcomers."""
+
+    unproven: FlowTimeout = Field(
+        _TIMEOUTS.unproven_s, description="Flows that were not yet seen in three different seconds."
+    )
+    established: FlowTimeout = Field(_TIMEOUTS.established_s, description="TCP connections.")
+    closing: FlowTimeout = Field(_TIMEOUTS.closing_s, description="TCP connections after FIN or RST.")
+    udp: FlowTimeout = Field(_TIMEOUTS.udp_s, description="UDP flows.")
+
+
 class ConfigSpec(_Mapping):
     """The whole configuration."""
 
@@ -121,18 +197,27 @@ class ConfigSpec(_Mapping):
     rhi: Optionally[RhiSpec] = Field(None, description="BGP. Default: VIPs are not announced.")
     metrics: MetricsSpec = Field(MetricsSpec(), description="The metrics endpoint.")
     flows: FlowEntries = Field(_CONFIG.flows, description="Entries in the flow table, a power of two.")
+    fragments: FragmentsName = Field(
+        Fragments.FOLLOW, description="Fragments: follow the first one to its real, or drop."
+    )
+    timeouts: TimeoutsSpec = Field(TimeoutsSpec(), description="When idle flows may be forgotten.")
+    vlans: Optionally[dict[VlanKey, OneOrMore[Prefix]]] = Field(
+        None, description="Which reals are behind which VLAN tag: a prefix, or a list of them, by VLAN."
+    )
     services: list[ServiceSpec] = Field(description="The services.")
-    reals: dict[Name, NonEmpty[ForwardedAddress]] = Field(description="Groups of reals by name.")
+    reals: dict[Name, NonEmpty[RealItem]] = Field(description="Groups of reals by name.")
 
 
 MODELS: dict[Path, type[BaseModel]] = {
     (): ConfigSpec,
     ("rhi",): RhiSpec,
     ("metrics",): MetricsSpec,
+    ("timeouts",): TimeoutsSpec,
     ("services", 0): ServiceSpec,
     ("services", 0, "checks", 0): CheckSpec,
+    ("reals", "*", 0): RealSpec,
 }
-"""The model of every mapping with fixed keys, by its path (any index written as 0)."""
+"""The model of every mapping with fixed keys, by its path (any index written as 0, any group as `*`)."""
 
 _CONTAINERS = {"list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
 
@@ -180,4 +265,7 @@ def _locate(root: Node, loc: Path) -> tuple[Path, Node]:
 
 
 def _known_keys(path: Path) -> list[str]:
-    return list(MODELS[tuple(0 if isinstance(part, int) else part for part in path)].model_fields)
+    general = tuple(0 if isinstance(part, int) else part for part in path)
+    if path[:1] == ("reals",):
+        general = ("reals", "*", 0)
+    return list(MODELS[general].model_fields)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from enum import StrEnum
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -28,7 +29,17 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from vc5py.model import CheckType, IPAddress, MulticastGroup, Protocol
+from vc5py.limits import MAX_ESTABLISHED_S
+from vc5py.model import (
+    CheckType,
+    ForwardMode,
+    IPAddress,
+    IPNetwork,
+    MulticastGroup,
+    Protocol,
+    Scheduling,
+    Unknown,
+)
 
 EXPECTED = "expected"
 """Type of the errors raised here; their message is what was expected."""
@@ -116,13 +127,12 @@ def _local_address(value: Any) -> IPAddress:
     return address
 
 
-def _forwarded_address(value: Any) -> IPv4Address:
-    """The data plane carries only IPv4 as yet. When it carries both, use `_host_address`."""
+def _forwarded_address(value: Any) -> IPAddress:
+    """Addresses that mean a host only to itself, or only on one link, can't be forwarded to."""
     address = _address(value)
-    if isinstance(address, IPv6Address):
-        raise _expected("an IPv4 address (IPv6 is not supported yet)")
-    if address is None or not _is_host(address):
-        raise _expected("the IPv4 address of a host")
+    local = address is not None and (address.is_loopback or (address.version == 6 and address.is_link_local))
+    if address is None or local or not _is_host(address):
+        raise _expected("the IPv4 or IPv6 address of a host, not loopback or link-local")
     return address
 
 
@@ -141,11 +151,48 @@ def _multicast_group(value: Any) -> MulticastGroup:
 
 HostAddress = Annotated[IPAddress, BeforeValidator(_host_address)]
 LocalAddress = Annotated[IPAddress, BeforeValidator(_local_address)]
-ForwardedAddress = Annotated[IPv4Address, BeforeValidator(_forwarded_address)]
+ForwardedAddress = Annotated[IPAddress, BeforeValidator(_forwarded_address)]
 Multicast = Annotated[
     MulticastGroup,
     PlainValidator(_multicast_group),
     WithJsonSchema({"type": "string", "examples": ["224.0.0.1:9999", "[ff02::1]:9999"]}),
+]
+
+
+# VLANs.
+
+_VLAN = re.compile(r"(?:(?P<outer>[1-9][0-9]{0,3})\.)?(?P<id>[1-9][0-9]{0,3})")
+_MOST_VLAN = 4094
+
+
+def _prefix(value: Any) -> IPNetwork:
+    try:
+        if isinstance(value, str) and "/" in value and "%" not in value:
+            return ip_network(value)
+    except ValueError:
+        pass
+    raise _expected("an IPv4 or IPv6 prefix without bits behind its length, such as '10.1.10.0/24'")
+
+
+def _vlan_key(value: Any) -> tuple[int, int]:
+    """(802.1ad tag or 0, 802.1Q tag)."""
+    match = _VLAN.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        outer, inner = int(match["outer"] or 0), int(match["id"])
+        if max(outer, inner) <= _MOST_VLAN:
+            return outer, inner
+    raise _expected("a VLAN from 1 to 4094, or 802.1ad and 802.1Q tags such as '100.10'")
+
+
+Prefix = Annotated[
+    IPNetwork,
+    PlainValidator(_prefix),
+    WithJsonSchema({"type": "string", "examples": ["10.1.10.0/24", "fd00:10::/64"]}),
+]
+VlanKey = Annotated[
+    tuple[int, int],
+    PlainValidator(_vlan_key),
+    WithJsonSchema({"type": "string", "examples": ["10", "100.10"]}),
 ]
 
 
@@ -169,6 +216,12 @@ FlowEntries = Annotated[
     AfterValidator(_power_of_two),
     _expects("a power of two from 1024 to 67108864"),
 ]
+Weight = Annotated[int, Field(ge=0, le=1000), _expects("a whole number from 0 to 1000")]
+Dscp = Annotated[int, Field(ge=0, le=63), _expects("a DSCP from 0 to 63")]
+Mtu = Annotated[int, Field(ge=576, le=65535), _expects("bytes from 576 to 65535")]
+FlowTimeout = Annotated[
+    int, Field(ge=1, le=MAX_ESTABLISHED_S), _expects(f"whole seconds from 1 to {MAX_ESTABLISHED_S}")
+]
 Duration = Annotated[float, Field(ge=0, le=86400), _expects("seconds from 0 to 86400")]
 ProbeTime = Annotated[float, Field(ge=0.01, le=3600), _expects("seconds from 0.01 to 3600")]
 
@@ -176,7 +229,14 @@ ProbeTime = Annotated[float, Field(ge=0.01, le=3600), _expects("seconds from 0.0
 # Words.
 
 
-def _one_of(words: type[Protocol] | type[CheckType]) -> WrapValidator:
+class Fragments(StrEnum):
+    """What happens to fragments of packets for a VIP."""
+
+    FOLLOW = "follow"
+    DROP = "drop"
+
+
+def _one_of(words: type[StrEnum]) -> WrapValidator:
     *most, last = words
     return _expects(f"{', '.join(most)} or {last}")
 
@@ -187,6 +247,10 @@ _SEEN, _SEEN_OR_SPACE = r"[^\p{C}\p{Z}]", r"[^\p{C}\p{Zl}\p{Zp}]"
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 
 ProtocolName = Annotated[Protocol, Field(strict=False), _one_of(Protocol)]
+ModeName = Annotated[ForwardMode, Field(strict=False), _one_of(ForwardMode)]
+SchedulingName = Annotated[Scheduling, Field(strict=False), _one_of(Scheduling)]
+UnknownName = Annotated[Unknown, Field(strict=False), _one_of(Unknown)]
+FragmentsName = Annotated[Fragments, Field(strict=False), _one_of(Fragments)]
 CheckTypeName = Annotated[CheckType, Field(strict=False), _one_of(CheckType)]
 Name = Annotated[
     str,

@@ -5,8 +5,8 @@ there anchors are still visible, and depth is bounded before anything recurses.
 
 A subset of YAML 1.2: one document; keys are strings and unique; no anchors, aliases or tags. Plain scalars
 follow the JSON schema of YAML 1.2 (section 10.2) and the core schema's spellings of null and booleans, so
-that `no`, `1:30` and `0123` are strings. Invariant: a `Tree` has at most `MAX_DEPTH` levels and
-`MAX_NODES` nodes.
+that `no`, `1:30` and `0123` are strings. A number that is a key is the text it is written as. Invariant: a
+`Tree` has at most `MAX_DEPTH` levels and `MAX_NODES` nodes.
 """
 
 from __future__ import annotations
@@ -218,6 +218,8 @@ class _Builder:
         value = self._apart(event, path)
         if isinstance(value, str):
             return value
+        if isinstance(event, ScalarEvent) and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(event.value)
         if not isinstance(event, AliasEvent):
             hint = " (put it in quotes)" if isinstance(event, ScalarEvent) and event.value else ""
             message = f"found {found(value)} as a key, expected text{hint}"
