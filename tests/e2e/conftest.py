@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from vc5py.lab.assembly import Lab
-from vc5py.lab.layout import BALANCERS, Layout
+from vc5py.lab.layout import ALL_VIPS, BALANCERS, Layout
 from vc5py.lab.scenario import wait_for_next_hops, wait_for_reals
 
 
@@ -28,7 +28,8 @@ def standing_lab(root: None) -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(standing_lab: Lab) -> Lab:
-    """The lab in working order: all reals up, both balancers announcing the VIP."""
-    wait_for_next_hops(standing_lab, *BALANCERS)
+    """The lab in working order: all reals up, both balancers announcing all VIPs."""
+    for vip in ALL_VIPS:
+        wait_for_next_hops(standing_lab, *BALANCERS, vip=vip)
     wait_for_reals(standing_lab)
     return standing_lab

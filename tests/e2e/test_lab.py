@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,9 +21,29 @@ from pathlib import Path
 import pytest
 
 from vc5py.lab.assembly import Lab
+from vc5py.lab.capture import Capture
 from vc5py.lab.errors import LabError, NotObservedError
 from vc5py.lab.kernel import NETNS_DIRECTORY, entered
-from vc5py.lab.layout import BALANCERS, BIG_BYTES, CLIENT, NODES, REALS, ROUTER, VIP, Host, Layout
+from vc5py.lab.layout import (
+    ALL_VIPS,
+    BALANCERS,
+    BIG_BYTES,
+    CLIENT,
+    FAR_REAL,
+    FAR_VIPS,
+    NODES,
+    REALS,
+    ROUTER,
+    SWITCH,
+    TAGGED_REAL,
+    TAGGED_VIP,
+    VIP,
+    VIP6,
+    VLAN,
+    Host,
+    IPAddress,
+    Layout,
+)
 from vc5py.lab.network import Network, run
 from vc5py.lab.observe import (
     bird_routes,
@@ -34,7 +56,7 @@ from vc5py.lab.observe import (
     total,
 )
 from vc5py.lab.report import Outcome, Report
-from vc5py.lab.scenario import STEPS, Step, perform, served, wait_for_next_hops
+from vc5py.lab.scenario import STEPS, Step, outside, perform, served, wait_for_next_hops
 from vc5py.lab.traffic import Downloads, Load, curl, download
 
 LAB_COMMAND = [str(Path(sys.executable).with_name("vc5py")), "lab", "--name", "vc5cmd"]
@@ -55,6 +77,28 @@ def test_reals_have_the_vip_but_do_not_answer_arp_for_it(lab: Lab) -> None:
         neighbour = run("ip", "-n", namespace, "neigh", "show", str(VIP))
     finally:
         run("ip", "-n", namespace, "route", "del", f"{VIP}/32", "dev", "lan", "metric", "0")
+    assert "lladdr" not in neighbour
+
+
+def test_reals_do_not_answer_neighbour_solicitations_for_an_ipv6_vip(lab: Lab) -> None:
+    namespace = lab.layout.namespace(ROUTER)
+    run("ip", "-n", namespace, "route", "add", f"{VIP6}/128", "dev", "lan", "metric", "1")
+    try:
+        asked = [
+            "ip",
+            "netns",
+            "exec",
+            namespace,
+            "curl",
+            "-s",
+            "--connect-timeout",
+            "1",
+            f"http://[{VIP6}]/",
+        ]
+        assert subprocess.run(asked, capture_output=True).returncode != 0
+        neighbour = run("ip", "-n", namespace, "neigh", "show", str(VIP6))
+    finally:
+        run("ip", "-n", namespace, "route", "del", f"{VIP6}/128", "dev", "lan", "metric", "1")
     assert "lladdr" not in neighbour
 
 
@@ -90,6 +134,80 @@ def test_all_reals_answer_through_both_balancers_and_no_request_fails(lab: Lab, 
     assert answers["failed"] == 0
     assert all(answers[real.name] >= 10 for real in REALS), answers
     assert all(_has_forwarded(lab, balancer, packets) for balancer, packets in enough.items())
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_ipv6_vip_is_announced_and_served_by_all_reals(lab: Lab, scheme: str) -> None:
+    assert next_hops(lab.layout, VIP6) == {balancer.addresses[1] for balancer in BALANCERS}
+    enough = {balancer: _packets(lab, balancer, vip=VIP6) + 100 for balancer in BALANCERS}
+    answers = curl(lab.layout, 90, scheme, VIP6)
+    assert answers["failed"] == 0
+    assert all(answers[real.name] >= 10 for real in REALS), answers
+    assert all(_packets(lab, balancer, vip=VIP6) >= packets for balancer, packets in enough.items())
+
+
+@pytest.mark.parametrize("vip", ALL_VIPS)
+def test_a_vip_answers_ping(lab: Lab, vip: IPAddress) -> None:
+    before = [_verdicts(lab, balancer, "echo_answered") for balancer in BALANCERS]
+    for number in range(3):
+        assert _ping(lab, vip, b"%d" % number).endswith(b"%d" % number)
+    after = [_verdicts(lab, balancer, "echo_answered") for balancer in BALANCERS]
+    assert sum(after) - sum(before) == 3
+
+
+@pytest.mark.parametrize("vip", FAR_VIPS)
+def test_a_real_behind_the_router_is_served_through_tunnels(lab: Lab, vip: IPAddress) -> None:
+    """GUE over IPv4 and plain IPv6, as the real has two addresses; and no packet without a tunnel."""
+    with Capture(lab.layout.namespace(ROUTER), "far") as capture:
+        assert curl(lab.layout, 40, vip=vip) == {FAR_REAL.name: 40, "failed": 0}
+        seen = Counter(outside(frame, vip) for frame in capture.frames())
+    assert seen["in GUE"] >= 40
+    assert seen["in IPv6"] >= 40
+    assert seen["bare"] == 0
+
+
+@pytest.mark.parametrize("vip", FAR_VIPS)
+def test_a_client_is_told_what_fits_a_tunnel(lab: Lab, vip: IPAddress) -> None:
+    """An upload in packets as large as the client's link takes: some don't fit; smaller ones follow."""
+    client = lab.layout.namespace(CLIENT.name)
+    upload = lab.layout.directory / "upload"
+    upload.write_bytes(bytes(100_000))
+    told = sum(_verdicts(lab, balancer, "too_big_answered") for balancer in BALANCERS)
+    run("ip", f"-{vip.version}", "-n", client, "route", "flush", "cache")
+    host = f"[{vip}]" if vip.version == 6 else str(vip)
+    options = ("--silent", "--fail", "--max-time", "5", "--header", "Expect:")
+    sent = ("--write-out", "%{size_upload}", "--data-binary", f"@{upload}")
+    shown = run("ip", "netns", "exec", client, "curl", *options, *sent, f"http://{host}/upload")
+    assert shown == f"{FAR_REAL.name}\n100000"
+    assert sum(_verdicts(lab, balancer, "too_big_answered") for balancer in BALANCERS) > told
+
+
+def test_a_real_in_a_vlan_gets_tagged_frames_and_no_others(lab: Lab) -> None:
+    with Capture(lab.layout.namespace(SWITCH), TAGGED_REAL.name) as capture:
+        assert curl(lab.layout, 40, vip=TAGGED_VIP) == {TAGGED_REAL.name: 40, "failed": 0}
+        vlans = {frame.vlan for frame in capture.frames() if frame.is_to(TAGGED_VIP, CLIENT.address)}
+    assert vlans == {VLAN}
+
+
+def test_reals_outside_the_vlan_get_frames_without_a_tag(lab: Lab) -> None:
+    with Capture(lab.layout.namespace(SWITCH), REALS[0].name) as capture:
+        assert curl(lab.layout, 30)["failed"] == 0
+        vlans = {frame.vlan for frame in capture.frames() if frame.is_to(VIP, CLIENT.address)}
+    assert vlans == {0}
+
+
+@pytest.mark.parametrize(("real", "vips"), [(FAR_REAL, FAR_VIPS), (TAGGED_REAL, (TAGGED_VIP,))])
+def test_checks_take_the_way_of_the_packets(lab: Lab, real: Host, vips: tuple[IPAddress, ...]) -> None:
+    """A real that is gone beyond its tunnel, or in its VLAN, takes its VIPs with it, and brings them back."""
+    lab.kill(real)
+    try:
+        for vip in vips:
+            lab.wait_for("no route", lambda vip=vip: next_hops(lab.layout, vip) == frozenset())
+    finally:
+        lab.start(real)
+    for vip in vips:
+        wait_for_next_hops(lab, *BALANCERS, vip=vip)
+        assert curl(lab.layout, 10, vip=vip)[real.name] == 10
 
 
 def test_balancers_agree_on_the_real_of_a_connection(lab: Lab) -> None:
@@ -329,8 +447,29 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _packets(lab: Lab, balancer: Host) -> float:
-    return total(metrics(lab.layout, balancer), "vc5_real_packets_total")
+def _packets(lab: Lab, balancer: Host, **labels: object) -> float:
+    wanted = {name: str(value) for name, value in labels.items()}
+    return total(metrics(lab.layout, balancer), "vc5_real_packets_total", **wanted)
+
+
+def _ping(lab: Lab, address: IPAddress, data: bytes) -> bytes:
+    """The answer to one ICMP echo request from the client, as a ping socket gives it (icmp(7))."""
+    v6 = address.version == 6
+    family, protocol = (
+        (socket.AF_INET6, socket.IPPROTO_ICMPV6) if v6 else (socket.AF_INET, socket.IPPROTO_ICMP)
+    )
+    with entered(lab.layout.namespace(CLIENT.name)):
+        Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0\n")
+        asking = socket.socket(family, socket.SOCK_DGRAM, protocol)
+    with asking:
+        asking.settimeout(2)
+        asking.connect((str(address), 0))
+        asking.send(bytes([128 if v6 else 8, 0, 0, 0, 0, 0, 0, 0]) + data)
+        return asking.recv(1500)
+
+
+def _verdicts(lab: Lab, balancer: Host, name: str) -> float:
+    return total(metrics(lab.layout, balancer), "vc5_verdicts_total", verdict=name)
 
 
 def _begun_after(load: Load, at_s: float) -> int:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from vc5py.dataplane import abi, flows, libbpf, maps
+from vc5py.dataplane.libbpf import MapType
 from vc5py.lab.assembly import Lab
 from vc5py.lab.kernel import pin_pass_program
 from vc5py.lab.layout import BALANCERS, REALS, Host
@@ -30,6 +32,8 @@ from vc5py.lab.traffic import Downloads, Load
 
 VC5PY = str(Path(sys.executable).with_name("vc5py"))
 VICTIM = BALANCERS[0]
+# What an orderly stop leaves in `Solo`'s bpf filesystem: the maps, for the next start.
+MAPS = sorted(f"vc5py/{abi.layout_hash()}/{name}" for name in maps.NAMES)
 
 
 def xdp_program(namespace: str, interface: str = "eth0") -> int | None:
@@ -136,7 +140,7 @@ def test_killed_balancer_goes_on_and_its_successor_takes_over(lab: Lab) -> None:
     assert pins(lab.layout.bpffs(VICTIM.name)) == pinned
 
 
-def test_stopped_balancer_withdraws_before_it_detaches_and_leaves_nothing(lab: Lab) -> None:
+def test_stopped_balancer_withdraws_before_it_detaches_and_leaves_only_its_maps(lab: Lab) -> None:
     namespace, directory = lab.layout.namespace(VICTIM.name), lab.layout.node_directory(VICTIM.name)
     program = lab.programs[VICTIM.name]
     logged = len(program.log.read_text())
@@ -157,12 +161,13 @@ def test_stopped_balancer_withdraws_before_it_detaches_and_leaves_nothing(lab: L
         try:
             assert status == 0, program.log_tail()
             assert list(dict.fromkeys(seen)) == [(True, True), (True, False), (False, False)]
-            assert pins(lab.layout.bpffs(VICTIM.name)) == []
+            left = {Path(pin).name for pin in pins(lab.layout.bpffs(VICTIM.name))}
+            assert left == set(maps.NAMES)
             assert egress_filters(namespace) == ""
             assert not established(lab.layout, VICTIM)
             assert lab.network.pids(VICTIM.name) == []
-            left = {path.name for path in (directory / "state").rglob("*") if not path.is_dir()}
-            assert left == {"lock", "exabgp.log"}
+            files = {path.name for path in (directory / "state").rglob("*") if not path.is_dir()}
+            assert files == {"lock", "exabgp.log"}
             text = program.log.read_text()[logged:]
             assert "Traceback" not in text and " ERROR " not in text
         finally:
@@ -280,27 +285,61 @@ def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_leaves_nothing(solo: Solo, number: signal.Signals) -> None:
+def test_stop_leaves_only_the_maps(solo: Solo, number: signal.Signals) -> None:
     process = solo.start_and_wait("eth0", "eth1")
     assert len(solo.traces()) > 10
     stop(process, number)
-    assert solo.traces() == []
+    assert solo.traces() == MAPS
 
 
-def test_stop_leaves_nothing_that_a_killed_predecessor_had(solo: Solo) -> None:
+def test_stop_leaves_nothing_else_that_a_killed_predecessor_had(solo: Solo) -> None:
     stop(solo.start_and_wait("eth0", "eth1"), signal.SIGKILL)
     assert len(solo.traces()) > 10
     process = solo.start_and_wait("eth0")
     until("eth1 is left", lambda: xdp_program(solo.namespace, "eth1") is None)
     stop(process)
-    assert solo.traces() == []
+    assert solo.traces() == MAPS
+
+
+def pinned_maps(solo: Solo) -> maps.Maps:
+    """The maps that the balancer has or had."""
+    found, old = maps.open_or_create(solo.bpf_dir, maps.Sizes(256, 1, 1, 1, 1, 1, maps.possible_cpus(), 1))
+    return old or found
+
+
+def test_stop_keeps_flows_and_lets_every_real_prove_itself_again(solo: Solo) -> None:
+    stop(solo.start_and_wait("eth0"))
+    shared = pinned_maps(solo)
+    identity = shared.backends["identity"][0]
+    assert identity
+    assert not int(shared.backends["link"][0]) >> 48 & abi.BACKEND_UP
+    value = abi.FLOW_VALID | flows.owner(0, 0)
+    shared.flows[3, 2] = (value ^ 3, value)
+    process = solo.start_and_wait("eth0")
+    assert (pinned_maps(solo).flows[3, 2]["tag"], shared.backends["identity"][0]) == (value ^ 3, identity)
+    assert int(shared.backends["link"][0]) >> 48 & abi.BACKEND_UP, "nothing checks it: up at once"
+    stop(process)
+    assert pinned_maps(solo).flows[3, 2]["tag"] == value ^ 3
+
+
+def test_maps_of_other_layouts_are_removed(solo: Solo) -> None:
+    old, foreign = solo.bpf_dir / "0123456789ab", solo.bpf_dir / "somebody"
+    fd = libbpf.create_map(MapType.ARRAY, "old", 4, 8, 1)
+    for directory in (old, foreign):
+        directory.mkdir(parents=True)
+        libbpf.pin(fd, directory / "flows")
+    os.close(fd)
+    process = solo.start_and_wait("eth0")
+    until("the old ones are gone", lambda: not old.exists())
+    assert (foreign / "flows").exists()
+    stop(process)
 
 
 def test_killed_between_attaching_and_pinning_is_taken_over(solo: Solo) -> None:
     stop(solo.start_and_wait("eth0"), signal.SIGKILL)
     (solo.bpf_dir / "vc5_ingress").rename(solo.bpf_dir / "vc5_ingress_new")
     stop(solo.start_and_wait("eth0"))
-    assert solo.traces() == []
+    assert solo.traces() == MAPS
 
 
 def test_reconfigured_successor_of_a_killed_balancer_keeps_what_fits(solo: Solo) -> None:
@@ -316,7 +355,7 @@ def test_reconfigured_successor_of_a_killed_balancer_keeps_what_fits(solo: Solo)
     solo.config.write_text(CONFIG + "flows: 4096\n")
     said = stop(solo.start_and_wait("eth0"))
     assert "maps enlarged flows_without_place=0" in said
-    assert solo.traces() == []
+    assert solo.traces() == MAPS
 
 
 def test_foreign_program_is_left_alone(solo: Solo) -> None:
@@ -333,7 +372,7 @@ def test_foreign_program_that_took_our_place_is_not_detached(solo: Solo) -> None
     run("ip", "-n", solo.namespace, "link", "set", "eth0", "xdpdrv", "off")
     foreign = solo.put_foreign_program_on("eth0")
     assert "isn't ours any more" in stop(process)
-    assert solo.traces() == [foreign]
+    assert solo.traces() == [foreign, *MAPS]
 
 
 def test_interface_that_has_gone_does_not_keep_the_rest_from_being_cleaned_up(solo: Solo) -> None:
@@ -342,7 +381,7 @@ def test_interface_that_has_gone_does_not_keep_the_rest_from_being_cleaned_up(so
     said = stop(process)
     assert "interface eth0: No such device" in said and "Traceback" not in said
     run("ip", "-n", solo.namespace, *["link", "add", "eth0", "type", "veth", "peer", "name", "peer0"])
-    assert solo.traces() == []
+    assert solo.traces() == MAPS
 
 
 def test_second_balancer_with_the_same_state_directory_is_refused(solo: Solo) -> None:

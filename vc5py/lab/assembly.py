@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 
 from .errors import LabError, NotObservedError
-from .layout import BALANCERS, CLIENT, PORTS, REALS, Host, Layout
+from .layout import ALL_REALS, BALANCERS, CLIENT, PORTS, REALS, Host, Layout
 from .network import Network
 from .nodes import Program, balancer_program, bird_program, make_web_files, nginx_program, require_programs
 from .observe import http_body
@@ -65,7 +65,7 @@ class Lab:
         self.network.build()
         make_web_files(self.layout)
         self._start(bird_program(self.layout))
-        for real in REALS:
+        for real in ALL_REALS:
             self._start(nginx_program(self.layout, real))
         for real in REALS:
             self.wait_for(f"{real.name} answers the client", partial(self.serves, real))

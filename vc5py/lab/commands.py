@@ -18,7 +18,19 @@ from types import FrameType
 from .assembly import Lab
 from .errors import LabError, NotObservedError
 from .kernel import NETNS_DIRECTORY
-from .layout import BALANCERS, MAP, METRICS_PORT, NODES, REALS, ROUTER, VIP, Layout
+from .layout import (
+    BALANCERS,
+    FAR_VIPS,
+    MAP,
+    METRICS_PORT,
+    NODES,
+    REALS,
+    ROUTER,
+    TAGGED_VIP,
+    VIP,
+    VIP6,
+    Layout,
+)
 from .report import Outcome, Report
 from .scenario import learned, perform, wait_for_reals
 
@@ -38,9 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "lab",
         help="show the balancer at work in network namespaces on this machine",
-        description="Builds a network in namespaces - a client, a BIRD router, two balancers, three web "
-        "servers - and shows what the balancer does in it: routes, direct replies, a dead real, a dead "
-        "balancer. Exit status 0 where all of it was observed. Needs root; leaves nothing behind.",
+        description="Builds a network in namespaces - a client, a BIRD router, two balancers, five web "
+        "servers - and shows what the balancer does in it: routes, direct replies, IPv6, a tunnel, a VLAN, a "
+        "dead real, a dead balancer. Exit status 0 where all of it was observed. Needs root; leaves nothing "
+        "behind.",
     )
     parser.add_argument(
         "--name", default="vc5", type=_name, help="namespaces are called NAME-*; labs can stand side by side"
@@ -128,10 +141,10 @@ def execute(layout: Layout, node: str, words: list[str]) -> int:
 
 
 def _put_up(lab: Lab, report: Report) -> None:
-    report.heading("A network in namespaces: client, router, two balancers, three reals")
+    report.heading("A network in namespaces: client, router, two balancers, five reals")
     report.block(MAP)
     lab.put_up()
-    report.say("network, BIRD and nginx are up; each real answers the client on its own address")
+    report.say("network, BIRD and nginx are up; each real on the LAN answers the client on its own address")
     lab.start_balancers()
     report.say(f"balancers started: {' '.join(lab.programs[BALANCERS[0].name].command)}")
 
@@ -216,6 +229,9 @@ def _hints(layout: Layout) -> list[str]:
     return [
         "Things to try:",
         f"  {lab} exec client curl -s 'http://{VIP}/?[1-9]'   # who answers",
+        f"  {lab} exec client curl -s 'http://[{VIP6}]/?[1-9]'",
+        f"  {lab} exec client curl -s 'http://{FAR_VIPS[0]}/?[1-9]'   # through a tunnel",
+        f"  {lab} exec client curl -s 'http://{TAGGED_VIP}/?[1-9]'   # in a VLAN",
         f"  {lab} exec router ip route show {VIP}      # two next hops",
         f"  birdc -s {directory}/{ROUTER}/bird.ctl show route all",
         f"  {lab} exec {lb.name} curl -s http://{lb.address}:{METRICS_PORT}/metrics",

@@ -103,7 +103,20 @@ def pin_pass_program(path: Path) -> None:
     load = struct.pack(
         "=IIQQ", _BPF_PROG_TYPE_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(license_text)
     )
-    program = _bpf(_BPF_PROG_LOAD, load)
+    _pin_and_close(_bpf(_BPF_PROG_LOAD, load), path)
+
+
+def pin_programs(directory: Path, macros: dict[str, int]) -> None:
+    """Compiles real.c and pins each of its programs in `directory`, on a bpffs, under its name."""
+    from vc5py.dataplane import compiler  # only now: it loads numpy and bcc, which no other command needs
+
+    module = compiler.compile_file(Path(__file__).with_name("real.c"), macros)
+    _pin_and_close(module.load("lab_decapsulate", compiler.ProgramType.XDP), directory / "lab_decapsulate")
+    for name in ("lab_untag_only", "lab_untag", "lab_tag"):
+        _pin_and_close(module.load(name, compiler.ProgramType.TC), directory / name)
+
+
+def _pin_and_close(program: int, path: Path) -> None:
     try:
         name = ctypes.create_string_buffer(bytes(path))
         _bpf(_BPF_OBJ_PIN, struct.pack("=QI", ctypes.addressof(name), program))

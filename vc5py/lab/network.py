@@ -13,12 +13,45 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from .errors import LabError
-from .kernel import NETNS_DIRECTORY, entered, pin_pass_program, transmit_checksums_off, write_sysctl
-from .layout import BALANCERS, CLIENT, REALS, ROUTER, ROUTER_CLIENTS, ROUTER_LAN, SWITCH, VIP, Host, Layout
+from .kernel import (
+    NETNS_DIRECTORY,
+    entered,
+    pin_pass_program,
+    pin_programs,
+    transmit_checksums_off,
+    write_sysctl,
+)
+from .layout import (
+    ALL_REALS,
+    BALANCERS,
+    CLIENT,
+    FAR_REAL,
+    FAR_VIPS,
+    GUE_PORT,
+    REALS,
+    ROUTER,
+    ROUTER_CLIENTS,
+    ROUTER_CLIENTS6,
+    ROUTER_FAR,
+    ROUTER_FAR6,
+    ROUTER_LAN,
+    ROUTER_LAN6,
+    ROUTER_TAGGED,
+    SWITCH,
+    TAGGED_NETWORK,
+    TAGGED_REAL,
+    TAGGED_VIP,
+    VIP,
+    VIP6,
+    VLAN,
+    Host,
+    IPAddress,
+    Layout,
+)
 
 _COMMAND_TIMEOUT_S = 10.0
 _KILL_TIMEOUT_S = 5.0
@@ -26,10 +59,21 @@ _KILL_TIMEOUT_S = 5.0
 _EVERYWHERE = {
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.default.rp_filter": 0,
+    # Addresses are ready at once, and only those that were given.
+    "net.ipv6.conf.all.accept_dad": 0,
+    "net.ipv6.conf.default.accept_dad": 0,
+    "net.ipv6.conf.default.accept_ra": 0,
+    "net.ipv6.conf.default.router_solicitations": 0,
+}
+_ON_SWITCH = {
+    "net.ipv6.conf.all.disable_ipv6": 1,
+    "net.ipv6.conf.default.disable_ipv6": 1,
 }
 _ON_ROUTER = {
     "net.ipv4.ip_forward": 1,
+    "net.ipv6.conf.all.forwarding": 1,
     "net.ipv4.fib_multipath_hash_policy": 1,  # choose a balancer by addresses and ports
+    "net.ipv6.fib_multipath_hash_policy": 1,
     "net.ipv4.conf.all.send_redirects": 0,
     "net.ipv4.conf.default.send_redirects": 0,
 }
@@ -69,12 +113,31 @@ def port_plan(port: str, namespace: str, interface: str, mac: str | None = None)
     ]
 
 
-def address_plan(interface: str, address: IPv4Interface) -> list[str]:
-    return [f"addr add {address} dev {interface}", f"link set {interface} up"]
+def address_plan(interface: str, *addresses: IPv4Interface | IPv6Interface | None) -> list[str]:
+    given = [f"addr add {address} dev {interface}" for address in addresses if address]
+    return [*given, f"link set {interface} up"]
 
 
 def host_plan(host: Host) -> list[str]:
-    return [*address_plan("eth0", host.interface), f"route replace default via {host.gateway}"]
+    plan = address_plan("eth0", host.interface, host.interface6)
+    plan += [f"route replace default via {gateway}" for gateway in (host.gateway, host.gateway6) if gateway]
+    if host in BALANCERS:
+        # Nobody here has a VLAN device to ask for the MAC address by: it is told.
+        plan.append(f"route add {TAGGED_NETWORK} dev eth0")
+        plan.append(static_neighbour("eth0", TAGGED_REAL.address, TAGGED_REAL.mac))
+    return plan
+
+
+def static_neighbour(interface: str, address: IPAddress, mac: str) -> str:
+    return f"neigh replace {address} lladdr {mac} dev {interface} nud permanent"
+
+
+def vip_plan(real: Host) -> list[str]:
+    vips: dict[Host, tuple[IPAddress, ...]] = {FAR_REAL: FAR_VIPS, TAGGED_REAL: (TAGGED_VIP,)}
+    return [f"addr add {vip}/{vip.max_prefixlen} dev lo" for vip in vips.get(real, (VIP, VIP6))]
+
+
+ROUTER_MAC = "02:00:00:00:00:03"
 
 
 class Network:
@@ -90,16 +153,19 @@ class Network:
             layout.directory.mkdir(mode=0o755)
             self._mount_bpffs(SWITCH)
             pin_pass_program(self._pass_program)
+            pin_programs(self._programs, {"GUE_PORT": GUE_PORT, "VLAN": VLAN})
             _batch(None, (f"netns add {namespace}" for namespace in layout.namespaces))
             self._set_sysctls()
             for namespace in layout.namespaces:
                 _batch(namespace, ["link set lo up"])
             _batch(layout.namespace(SWITCH), switch_plan())
             self._add_router_and_client()
-            for host in (*BALANCERS, *REALS):
+            for host in (*BALANCERS, *REALS, TAGGED_REAL):
                 self.connect(host)
-            for real in REALS:
-                _batch(layout.namespace(real.name), [f"addr add {VIP}/32 dev lo"])
+            self._add_far_real()
+            self._put_in_vlan()
+            for real in ALL_REALS:
+                _batch(layout.namespace(real.name), vip_plan(real))
         except OSError as error:
             raise LabError(f"the lab's network can't be built: {error}") from error
 
@@ -152,7 +218,11 @@ class Network:
 
     @property
     def _pass_program(self) -> Path:
-        return self.layout.bpffs(SWITCH) / "xdp_pass"
+        return self._programs / "xdp_pass"
+
+    @property
+    def _programs(self) -> Path:
+        return self.layout.bpffs(SWITCH)
 
     def _mount_bpffs(self, node: str) -> None:
         path = self.layout.bpffs(node)
@@ -160,24 +230,46 @@ class Network:
         run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(path))
 
     def _set_sysctls(self) -> None:
-        special = {ROUTER: _ON_ROUTER} | {real.name: _ON_REALS for real in REALS}
+        special = {ROUTER: _ON_ROUTER, SWITCH: _ON_SWITCH} | {real.name: _ON_REALS for real in ALL_REALS}
         for namespace in self.layout.namespaces:
             node = namespace.removeprefix(f"{self.layout.name}-")
             with entered(namespace):
                 for key, value in (_EVERYWHERE | special.get(node, {})).items():
                     write_sysctl(key, value)
-                if Path("/proc/sys/net/ipv6").exists():  # a kernel may come without
-                    for which in ("all", "default"):
-                        write_sysctl(f"net.ipv6.conf.{which}.disable_ipv6", 1)
 
     def _add_router_and_client(self) -> None:
         router, client = self.layout.namespace(ROUTER), self.layout.namespace(CLIENT.name)
-        _batch(self.layout.namespace(SWITCH), port_plan(ROUTER, router, "lan"))
+        _batch(self.layout.namespace(SWITCH), port_plan(ROUTER, router, "lan", ROUTER_MAC))
         _batch(router, [f"link add clients type veth peer name eth0 address {CLIENT.mac} netns {client}"])
         for namespace, interface in ((router, "lan"), (router, "clients"), (client, "eth0")):
             self._hand_over(namespace, interface)
-        _batch(router, [*address_plan("lan", ROUTER_LAN), *address_plan("clients", ROUTER_CLIENTS)])
+        lan = address_plan("lan", ROUTER_LAN, ROUTER_LAN6)
+        _batch(router, [*lan, *address_plan("clients", ROUTER_CLIENTS, ROUTER_CLIENTS6)])
         _batch(client, host_plan(CLIENT))
+
+    def _add_far_real(self) -> None:
+        """A real on a link of its own behind the router, with the receiving end of the tunnels."""
+        router, real = self.layout.namespace(ROUTER), self.layout.namespace(FAR_REAL.name)
+        _batch(router, [f"link add far type veth peer name eth0 address {FAR_REAL.mac} netns {real}"])
+        for namespace, interface in ((router, "far"), (real, "eth0")):
+            self._hand_over(namespace, interface)
+        _batch(router, address_plan("far", ROUTER_FAR, ROUTER_FAR6))
+        decapsulate = f"link set eth0 xdpdrv pinned {self._programs / 'lab_decapsulate'}"
+        _batch(real, [decapsulate, *host_plan(FAR_REAL)])
+
+    def _put_in_vlan(self) -> None:
+        """real5 sends and takes nothing but tagged frames, and the router is its gateway in the VLAN."""
+        router, real = self.layout.namespace(ROUTER), self.layout.namespace(TAGGED_REAL.name)
+        self._filter(real, "eth0", "ingress", "lab_untag_only")
+        self._filter(real, "eth0", "egress", "lab_tag")
+        self._filter(router, "lan", "ingress", "lab_untag")
+        _batch(router, [f"addr add {ROUTER_TAGGED} dev lan"])
+        _batch(real, [static_neighbour("eth0", ROUTER_TAGGED.ip, ROUTER_MAC)])
+
+    def _filter(self, namespace: str, interface: str, direction: str, program: str) -> None:
+        run("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "clsact")
+        pinned = ("bpf", "direct-action", "object-pinned", str(self._programs / program))
+        run("tc", "-n", namespace, "filter", "add", "dev", interface, direction, *pinned)
 
     @staticmethod
     def _hand_over(namespace: str, interface: str) -> None:

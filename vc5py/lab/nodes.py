@@ -22,23 +22,35 @@ from .layout import (
     AS_NUMBER,
     BALANCERS,
     BIG_BYTES,
+    FAR_REAL,
+    FAR_VIPS,
     METRICS_PORT,
     PORTS,
     REALS,
     ROUTER,
     ROUTER_LAN,
     SERVICE,
+    SERVICE6,
+    TAGGED_NETWORK,
+    TAGGED_REAL,
+    TAGGED_VIP,
     VIP,
+    VIP6,
+    VIP6_RANGE,
     VIP_RANGE,
+    VLAN,
     Host,
+    IPAddress,
     Layout,
 )
 from .network import run
 
+FAR_MODES = {4: "gue", 6: "ipip"}  # how real4 is reached, by the version of its address
 HOLD_TIME_S = 4  # BGP; how long BIRD goes on using a balancer that died without a word
 
 _PROGRAMS = {
     "ip": "iproute2",
+    "tc": "iproute2",
     "mount": "mount",
     "bird": "bird2",
     "birdc": "bird2",
@@ -115,7 +127,6 @@ def bird_configuration() -> str:
         f"protocol bgp {lb.name} from balancer {{ neighbor {lb.address} as {AS_NUMBER}; }}"
         for lb in BALANCERS
     )
-    prefix_length = VIP.max_prefixlen
     return f"""\
 log stderr all;
 router id {ROUTER_LAN.ip};
@@ -123,6 +134,10 @@ protocol device {{ scan time 1; }}
 protocol kernel {{
   merge paths on;  # one route with all next hops: ECMP
   ipv4 {{ import none; export where source = RTS_BGP; }};
+}}
+protocol kernel {{
+  merge paths on;
+  ipv6 {{ import none; export where source = RTS_BGP; }};
 }}
 template bgp balancer {{
   local {ROUTER_LAN.ip} as {AS_NUMBER};
@@ -132,7 +147,12 @@ template bgp balancer {{
   connect retry time 1;
   error wait time 1, 2;
   ipv4 {{
-    import where net ~ [ {VIP_RANGE}{{{prefix_length},{prefix_length}}} ];
+    import where net ~ [ {VIP_RANGE}{{32,32}} ];
+    export none;
+    gateway direct;
+  }};
+  ipv6 {{
+    import where net ~ [ {VIP6_RANGE}{{128,128}} ];
     export none;
     gateway direct;
   }};
@@ -179,10 +199,13 @@ http {{
   default_type text/plain;
   server {{
     listen {PORTS[0]};
+    listen [::]:{PORTS[0]};
     listen {PORTS[1]} ssl;
+    listen [::]:{PORTS[1]} ssl;
     ssl_certificate {layout.directory}/web.crt;
     ssl_certificate_key {layout.directory}/web.key;
     location = / {{ return 200 "{real.name}\\n"; }}
+    location = /upload {{ proxy_pass http://127.0.0.1:{PORTS[0]}/; }}  # which reads all of it
     location = /alive {{ return 200 "alive\\n"; }}
     location = /big {{ alias {layout.directory}/big; sendfile on; add_header X-Real {real.name}; }}
   }}
@@ -207,24 +230,37 @@ def balancer_program(layout: Layout, balancer: Host) -> Program:
 
 
 def balancer_configuration(balancer: Host) -> str:
-    def check(scheme: str, port: int) -> dict[str, object]:
-        times = {"interval": 1, "timeout": 0.5, "rise": 2, "fall": 2}
-        return {"name": f"{scheme} check", "type": scheme, "port": port, "path": "/alive"} | times
-
-    service = {
-        "name": SERVICE,
-        "desc": "web server",
-        "addr": str(VIP),
-        "port": list(PORTS),
-        "real": SERVICE,
-        "need": 1,
-        "checks": [check("http", PORTS[0]), check("https", PORTS[1])],
-    }
+    reals6 = [str(address) for real in REALS for address in real.addresses if address.version == 6]
     config = {
         "learn": 1,
         "rhi": {"as_number": AS_NUMBER, "peers": [str(ROUTER_LAN.ip)]},
         "metrics": {"address": str(balancer.address), "port": METRICS_PORT},
-        "services": [service],
-        "reals": {SERVICE: [str(real.address) for real in REALS]},
+        "vlans": {VLAN: str(TAGGED_NETWORK)},
+        "services": [
+            _service(SERVICE, PORTS, VIP) | {"desc": "web server"},
+            _service(SERVICE6, PORTS, VIP6),
+            _service("far", PORTS[:1], *FAR_VIPS),
+            _service("tagged", PORTS[:1], TAGGED_VIP),
+        ],
+        "reals": {
+            SERVICE: [str(real.address) for real in REALS],
+            SERVICE6: reals6,
+            "far": [{"address": str(a), "mode": FAR_MODES[a.version]} for a in FAR_REAL.addresses],
+            "tagged": [str(TAGGED_REAL.address)],
+        },
     }
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _service(name: str, ports: tuple[int, ...], *vips: IPAddress) -> dict[str, object]:
+    """A service on the group of reals of its name, with a check for each of its ports."""
+    checks = [_check(scheme, port) for scheme, port in zip(("http", "https"), ports, strict=False)]
+    addr = [str(vip) for vip in vips]
+    return {"name": name, "addr": addr, "port": list(ports), "real": name, "need": 1, "checks": checks}
+
+
+_TIMES: dict[str, object] = {"interval": 1, "timeout": 0.5, "rise": 2, "fall": 2}
+
+
+def _check(scheme: str, port: int) -> dict[str, object]:
+    return {"name": f"{scheme} check", "type": scheme, "port": port, "path": "/alive", **_TIMES}

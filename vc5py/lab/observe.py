@@ -11,12 +11,12 @@ import http.client
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from .kernel import entered
-from .layout import BALANCERS, METRICS_PORT, ROUTER, VIP, Host, Layout
+from .layout import BALANCERS, METRICS_PORT, ROUTER, SERVICE, SERVICE6, VIP, Host, IPAddress, Layout
 from .network import run
 
 
@@ -45,21 +45,25 @@ def interface_counters(layout: Layout, host: Host) -> Counters:
     return Counters(statistics["rx"]["bytes"], statistics["tx"]["bytes"])
 
 
-def next_hops(layout: Layout) -> frozenset[IPv4Address]:
+def next_hops(layout: Layout, vip: IPAddress = VIP) -> frozenset[IPAddress]:
     """Where the router's kernel sends packets to the VIP; empty where it has no route."""
-    shown = run("ip", "-n", layout.namespace(ROUTER), "-j", "route", "show", "exact", f"{VIP}/32")
-    return frozenset(_gateways(shown))
+    return frozenset(_gateways(_kernel_route(layout, vip, "-j")))
 
 
-def _gateways(routes_json: str) -> Iterator[IPv4Address]:
+def _kernel_route(layout: Layout, vip: IPAddress, *options: str) -> str:
+    exact = ("route", "show", "exact", f"{vip}/{vip.max_prefixlen}")
+    return run("ip", f"-{vip.version}", "-n", layout.namespace(ROUTER), *options, *exact)
+
+
+def _gateways(routes_json: str) -> Iterator[IPAddress]:
     for route in json.loads(routes_json or "[]"):
         for hop in route.get("nexthops", [route]):
-            yield IPv4Address(hop["gateway"])
+            yield ip_address(hop["gateway"])
 
 
-def kernel_route(layout: Layout) -> list[str]:
+def kernel_route(layout: Layout, vip: IPAddress = VIP) -> list[str]:
     """The router's route to the VIP, as `ip route` prints it."""
-    shown = run("ip", "-n", layout.namespace(ROUTER), "route", "show", "exact", f"{VIP}/32")
+    shown = _kernel_route(layout, vip)
     return [" ".join(line.split()) for line in shown.splitlines()]
 
 
@@ -78,7 +82,7 @@ def established(layout: Layout, balancer: Host) -> bool:
     return "Established" in shown
 
 
-def http_body(namespace: str, address: IPv4Address, port: int, path: str, timeout_s: float = 1.0) -> str:
+def http_body(namespace: str, address: IPAddress, port: int, path: str, timeout_s: float = 1.0) -> str:
     """GET over a new connection from within a namespace. Errors: OSError, http.client.HTTPException."""
     with entered(namespace):
         connection = http.client.HTTPConnection(str(address), port, timeout=timeout_s)
@@ -109,19 +113,23 @@ def total(samples: list[Sample], name: str, **labels: str) -> float:
     return sum(s.value for s in samples if s.name == name and wanted <= s.labels.items())
 
 
-def reals_up(layout: Layout, balancer: Host) -> dict[IPv4Address, bool] | None:
-    """Which reals the balancer says are up, in all services; None where it doesn't answer."""
-    samples = [s for s in metrics(layout, balancer) if s.name == "vc5_real_up"]
+def reals_up(
+    layout: Layout, balancer: Host, services: tuple[str, ...] = (SERVICE,)
+) -> dict[IPAddress, bool] | None:
+    """Which reals the balancer says are up, in all of these services; None where it doesn't answer."""
+    samples = [
+        s for s in metrics(layout, balancer) if s.name == "vc5_real_up" and s.labels["service"] in services
+    ]
     if not samples:
         return None
-    found: dict[IPv4Address, bool] = {}
+    found: dict[IPAddress, bool] = {}
     for sample in samples:
-        real = IPv4Address(sample.labels["real"])
+        real = ip_address(sample.labels["real"])
         found[real] = found.get(real, True) and sample.value == 1
     return found
 
 
 def everyone_says(layout: Layout, real: Host, up: bool) -> bool:
-    """Whether both balancers say that this real is up (or down)."""
-    views = [reals_up(layout, balancer) for balancer in BALANCERS]
-    return all(view is not None and view.get(real.address) == up for view in views)
+    """Whether both balancers say that this real is up (or down), by all of its addresses."""
+    views = [reals_up(layout, balancer, (SERVICE, SERVICE6)) for balancer in BALANCERS]
+    return all(view is not None and all(view.get(a) == up for a in real.addresses) for view in views)

@@ -1,4 +1,4 @@
-"""What the lab shows, step by step: routes, direct server return, a dead real, a dead balancer.
+"""What the lab shows, step by step: routes, direct server return, IPv6, tunnels, VLANs, dead hosts.
 
 Must not know: how the network is made or how lines are printed. A step does something to the lab, looks
 at what an operator could look at, and returns the figures; it raises NotObservedError where the thing
@@ -14,8 +14,26 @@ from dataclasses import dataclass
 from functools import partial
 
 from .assembly import Lab
+from .capture import Capture, Frame
 from .errors import LabError, NotObservedError
-from .layout import BALANCERS, BIG_BYTES, CLIENT, REALS, VIP, Host
+from .layout import (
+    BALANCERS,
+    BIG_BYTES,
+    CLIENT,
+    FAR_REAL,
+    FAR_VIPS,
+    GUE_PORT,
+    REALS,
+    ROUTER,
+    SWITCH,
+    TAGGED_REAL,
+    TAGGED_VIP,
+    VIP,
+    VIP6,
+    VLAN,
+    Host,
+    IPAddress,
+)
 from .nodes import HOLD_TIME_S
 from .observe import (
     Counters,
@@ -32,6 +50,7 @@ from .report import Observation, Outcome, Report
 from .traffic import Downloads, Load, curl, download
 
 REQUESTS = 60
+FEW = 20  # where one real answers all
 ROUTE_TIMEOUT_S = 30.0
 DETECTION_TIMEOUT_S = 10.0
 SETTLE_S = 0.25  # between a balancer's metrics saying so and the last old request having been sent
@@ -99,6 +118,68 @@ def bypassed(lab: Lab, report: Report) -> Figures:
     return (
         f"client received {_mb(received)}, {fetched.real} transmitted {_mb(sent)},",
         f"both balancers together {_mb(transmitted)}",
+    )
+
+
+def served6(lab: Lab, report: Report) -> Figures:
+    """The same servers behind an IPv6 VIP, from the announcement on."""
+    wait_for_next_hops(lab, *BALANCERS, vip=VIP6)
+    report.block(kernel_route(lab.layout, VIP6))
+    before = _packets_per_balancer(lab)
+    answers = curl(lab.layout, REQUESTS, vip=VIP6)
+    after = _packets_per_balancer(lab)
+    report.say(f"http://[{VIP6}]/: {_describe(answers)}")
+    _require(answers["failed"] == 0, f"{answers['failed']} of {REQUESTS} requests failed")
+    _require(all(answers[real.name] for real in REALS), "a real has answered nothing")
+    _require(all(after[name] > before[name] for name in after), "a balancer forwarded nothing")
+    return (f"http: {_describe(answers)}",)
+
+
+def tunnelled(lab: Lab, report: Report) -> Figures:
+    """A real that isn't on the balancers' LAN gets the client's packets inside others, and answers it."""
+    with Capture(lab.layout.namespace(ROUTER), "far") as capture:
+        for vip in FAR_VIPS:
+            wait_for_next_hops(lab, *BALANCERS, vip=vip)
+            capture.frames()
+            _all_from(FAR_REAL, lab, vip)
+            seen = Counter(outside(frame, vip) for frame in capture.frames())
+            del seen["others"]
+            report.say(f"{FEW} requests to {vip}; what {FAR_REAL.name} got of them: {_join(seen)}")
+            _require(seen["in GUE"] > 0, f"no packet to {vip} came in GUE")
+            _require(seen["in IPv6"] > 0, f"no packet to {vip} came in IPv6")
+            _require(seen["bare"] == 0, f"{seen['bare']} packets to {vip} came without a tunnel")
+    return (f"{FAR_REAL.name} answered {FEW} requests over IPv4 and {FEW} over IPv6,", "in GUE and in IPv6")
+
+
+def tagged(lab: Lab, report: Report) -> Figures:
+    """A real that takes nothing but tagged frames is served, and nothing else reaches it."""
+    wait_for_next_hops(lab, *BALANCERS, vip=TAGGED_VIP)
+    with Capture(lab.layout.namespace(SWITCH), TAGGED_REAL.name) as capture:
+        _all_from(TAGGED_REAL, lab, TAGGED_VIP)
+        ours = [frame.vlan for frame in capture.frames() if frame.is_to(TAGGED_VIP)]
+    with_tag = ours.count(VLAN)
+    report.say(f"{FEW} requests answered by {TAGGED_REAL.name}, in {with_tag} frames of VLAN {VLAN}")
+    _require(with_tag >= FEW, f"only {with_tag} frames were tagged")
+    _require(with_tag == len(ours), f"{len(ours) - with_tag} frames for the VIP were not tagged")
+    return (f"{TAGGED_REAL.name} answered {FEW} requests, in {with_tag} frames of VLAN {VLAN}",)
+
+
+def outside(frame: Frame, vip: IPAddress) -> str:
+    """What is around a packet from the client to the VIP on the far real's link."""
+    real4, real6 = FAR_REAL.addresses
+    (client,) = (address for address in CLIENT.addresses if address.version == vip.version)
+    gue = frame.is_to(real4) and int.from_bytes(frame.packet[22:24], "big") == GUE_PORT
+    if gue and frame.within(20 + 8 + 4, vip.version).is_to(vip, client):
+        return "in GUE"
+    if frame.is_to(real6) and frame.within(40, vip.version).is_to(vip, client):
+        return "in IPv6"
+    return "bare" if frame.is_to(vip, client) else "others"
+
+
+def _all_from(real: Host, lab: Lab, vip: IPAddress) -> None:
+    answers = curl(lab.layout, FEW, vip=vip)
+    _require(
+        answers[real.name] == FEW, f"{real.name} answered {answers[real.name]} of {FEW} requests to {vip}"
     )
 
 
@@ -200,6 +281,9 @@ STEPS = (
     Step("VIP learned from both balancers", learned),
     Step("requests served by all reals", served),
     Step("replies bypass the balancers", bypassed),
+    Step("IPv6 VIP served", served6),
+    Step("real behind the router served", tunnelled),
+    Step("real in a VLAN served", tagged),
     Step("dead real taken out", real_dies),
     Step("real taken in again", real_returns),
     Step("VIP survives a dead balancer", balancer_dies),
@@ -225,13 +309,13 @@ def perform(lab: Lab, report: Report, steps: tuple[Step, ...] = STEPS) -> list[O
     return observations
 
 
-def wait_for_next_hops(lab: Lab, *balancers: Host) -> float:
+def wait_for_next_hops(lab: Lab, *balancers: Host, vip: IPAddress = VIP) -> float:
     """Waits until exactly these are the router's next hops to the VIP; returns the seconds it took."""
-    wanted = frozenset(balancer.address for balancer in balancers)
+    wanted = frozenset(a for balancer in balancers for a in balancer.addresses if a.version == vip.version)
     names = " and ".join(balancer.name for balancer in balancers)
     return lab.wait_for(
-        f"the router's next hops to {VIP} are {names}",
-        lambda: next_hops(lab.layout) == wanted,
+        f"the router's next hops to {vip} are {names}",
+        lambda: next_hops(lab.layout, vip) == wanted,
         ROUTE_TIMEOUT_S,
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
 
-from .layout import BIG_BYTES, CLIENT, PORTS, VIP, Layout
+from .layout import BIG_BYTES, CLIENT, PORTS, VIP, IPAddress, Layout
 from .network import run
 from .observe import http_body
 
@@ -30,12 +30,13 @@ class Reply:
     error: str = ""
 
 
-def curl(layout: Layout, count: int, scheme: str = "http") -> Counter[str]:
+def curl(layout: Layout, count: int, scheme: str = "http", vip: IPAddress = VIP) -> Counter[str]:
     """`count` requests by one curl, each over a new connection: replies per real; failed ones as "failed"."""
+    host = f"[{vip}]" if vip.version == 6 else str(vip)
     shown = run(
         *("ip", "netns", "exec", layout.namespace(CLIENT.name), "curl", "--silent", "--insecure"),
         *("--noproxy", "*", "--connect-timeout", "1", "--max-time", "1.5"),
-        *("--write-out", "%{http_code}\\n", f"{scheme}://{VIP}/?[1-{count}]"),
+        *("--write-out", "%{http_code}\\n", f"{scheme}://{host}/?[1-{count}]"),
         check=False,
         timeout_s=count * 1.5 + 5,
     )
