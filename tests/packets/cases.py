@@ -1,7 +1,7 @@
 """Whole-frame cases as data: what comes in, what is known of the flow, and the verdict that must follow.
 
-The expected frame is the oracle's; the verdict is also written down here by hand, so that the oracle and the
-program can't be wrong in the same way unseen. New kinds of traffic get a function here and a line in CASES.
+The expected frame is the oracle's. The verdict is also written down by hand, so that oracle and program
+can't be wrong in the same way unseen. New kinds of traffic get a function in a cases_*.py.
 """
 
 from __future__ import annotations
@@ -10,313 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from tests.packets import frames
-from tests.packets.frames import IP_AT, MIN_FRAME, ether, lying, padded, patched, tcp, udp
-from tests.packets.harness import Entry, Outcome
-from tests.packets.oracle import Known, expect
-from tests.packets.world import (
-    DARK_VIP,
-    DRAINED_VIP,
-    FAR_VIP,
-    LOST_VIP,
-    MIXED_VIP,
-    NO_VIP,
-    OUR_MAC,
-    WEB_VIP,
-    WORLD,
-    Side,
-    World,
-)
-from vc5py.dataplane.abi import FlowState
+from tests.packets.cases_base import REAL_11, REAL_12
+from tests.packets.cases_flow import FLOW
+from tests.packets.cases_forward import FORWARD
+from tests.packets.cases_icmp import ICMP_CASES
+from tests.packets.cases_ipv4 import IPV4
+from tests.packets.cases_ipv6 import IPV6
+from tests.packets.frames import tcp, udp
+from tests.packets.world import WAYS, WORLD, mode_vip
+from vc5py.model import IPAddress
 
-L4_AT = IP_AT + 20
-REAL_11, REAL_12, REAL_14 = (IPv4Address(f"10.0.0.{n}") for n in (11, 12, 14))
-WEB = WORLD.service("web")
-WEB_11_DOWN = WORLD.with_real("web", REAL_11, up=False, weight=0)
-WEB_11_DRAINING = WORLD.with_real("web", REAL_11, up=True, weight=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One frame. `entry` is in the flow table beforehand; `crowded`: all else there is established flows."""
-
-    id: str
-    description: str
-    frame: bytes = field(repr=False)
-    verdict: str
-    world: World = field(default=WORLD, repr=False)
-    side: Side = Side.NEAR
-    entry: Entry | None = None
-    torn: bool = False
-    crowded: bool = False
-
-    @property
-    def expected(self) -> Outcome:
-        known = None
-        if self.entry is not None and not self.torn:
-            known = Known(self.entry.service, self.entry.real.address)
-        return expect(self.world, self.frame, side=self.side, known=known, room=not self.crowded)
-
-
-def _not_for_us() -> Iterator[Case]:
-    yield Case("arp", "who has the VIP?", frames.arp_request(), "not_ip")
-    yield Case("ethertype_local", "no protocol of ours", bytes(ether(type=0x88B5)) + bytes(46), "not_ip")
-    yield Case("ethernet_length", "802.3 with a length", bytes(ether(type=46)) + bytes(46), "not_ip")
-    yield Case("ethernet_only", "a bare Ethernet header", bytes(ether(type=0x88B5)), "not_ip")
-    yield Case("vlan", "tagged frames are not looked into", frames.vlan_tagged(tcp()), "not_ip")
-    yield Case("other_host", "TCP to another address", tcp(NO_VIP), "not_vip")
-    yield Case("other_host_udp", "UDP to another address", udp(NO_VIP), "not_vip")
-    yield Case("other_ping", "ICMP to another address", frames.ping(NO_VIP), "not_vip")
-    yield Case("other_fragment", "a fragment to another address", tcp(NO_VIP, flags="A", frag=5), "not_vip")
-    yield Case("other_ttl", "a dying packet to another address", tcp(NO_VIP, ttl=1), "not_vip")
-    yield Case("other_lies", "a bad header to another address", lying(tcp(NO_VIP), IP_AT, b"\x44"), "not_vip")
-    yield Case("real_address", "to a real itself", tcp(REAL_11), "not_vip")
-    yield Case("from_vip", "a VIP as the source only", tcp(NO_VIP, src=WEB_VIP), "not_vip")
-
-
-def _macs() -> Iterator[Case]:
-    for name, mac in {
-        "other_mac": "02:00:00:00:00:77",
-        "broadcast_mac": "ff:ff:ff:ff:ff:ff",
-        "multicast_mac": "01:00:5e:00:00:01",
-        "far_mac_near": OUR_MAC[Side.FAR],
-        "last_byte_differs": "02:00:00:00:00:03",
-        "first_byte_differs": "00:00:00:00:00:01",
-    }.items():
-        yield Case(name, f"for a VIP, addressed to {mac}", tcp(link=ether(dst=mac)), "not_our_mac")
-    near = tcp(link=ether(dst=OUR_MAC[Side.NEAR]))
-    yield Case("near_mac_far", "the near MAC on the far interface", near, "not_our_mac", side=Side.FAR)
-
-
-def _services() -> Iterator[Case]:
-    yield Case("tcp_syn", "a new connection", tcp(), "forwarded_new")
-    yield Case("tcp_ack", "the middle of an unknown connection", tcp(flags="A"), "forwarded_new")
-    yield Case(
-        "tcp_payload", "with data", tcp(flags="PA", payload=b"GET / HTTP/1.1\r\n\r\n"), "forwarded_new"
-    )
-    yield Case("tcp_full_size", "1,500 bytes", tcp(flags="A", payload=bytes(1460)), "forwarded_new")
-    yield Case("tcp_null", "no flag at all", tcp(flags=""), "forwarded_new")
-    yield Case("tcp_xmas", "all flags", tcp(flags="FSRPAUEC"), "forwarded_ending")
-    yield Case("tcp_fin", "the end of an unknown connection", tcp(flags="FA"), "forwarded_ending")
-    yield Case("tcp_rst", "a reset of an unknown connection", tcp(flags="R"), "forwarded_ending")
-    yield Case("udp", "a datagram", udp(), "forwarded_new")
-    yield Case("udp_empty", "without payload", udp(payload=b""), "forwarded_new")
-    yield Case("udp_no_checksum", "checksum 0", patched(udp(), L4_AT + 6, b"\0\0"), "forwarded_new")
-    yield Case("udp_like_fin", "TCP's flags mean nothing in UDP", udp(payload=b"\xff" * 20), "forwarded_new")
-    yield Case("port_22", "the other service of the VIP", tcp(dport=22), "forwarded_new")
-    yield Case("unknown_port", "no such service", tcp(dport=81), "no_service")
-    yield Case("unknown_protocol", "port 80 by UDP", udp(dport=80), "no_service")
-    yield Case("port_0_tcp", "port 0", tcp(dport=0), "no_service")
-    yield Case("port_0_udp", "port 0", udp(dport=0), "no_service")
-    yield Case("byte_swapped_port", "80 the wrong way round", tcp(dport=0x5000), "no_service")
-    yield Case("dark", "no real is up", tcp(DARK_VIP), "no_backend")
-    yield Case("drained", "up, but takes no new flow", tcp(DRAINED_VIP), "no_backend")
-    yield Case("no_neighbour", "the real's MAC is not known", tcp(LOST_VIP), "no_neighbour")
-    far_real = WORLD.service("far").reals[0]
-    assert far_real.mac is not None
-    looped = tcp(FAR_VIP, 53, link=ether(src=far_real.mac))
-    yield Case("looped", "the real sends the client's packet back", looped, "looped")
-    yield Case("land", "the VIP talks to itself", tcp(src=WEB_VIP, sport=80), "forwarded_new")
-
-
-def _interfaces() -> Iterator[Case]:
-    yield Case("near_to_far", "the real is on the other interface", tcp(FAR_VIP, 53), "forwarded_new")
-    yield Case("near_to_far_udp", "the same by UDP", udp(FAR_VIP, 53), "forwarded_new")
-    far = ether(dst=OUR_MAC[Side.FAR])
-    yield Case(
-        "far_to_far", "out where it came in", tcp(FAR_VIP, 53, link=far), "forwarded_new", side=Side.FAR
-    )
-    yield Case("far_to_near", "the other way", tcp(link=far), "forwarded_new", side=Side.FAR)
-
-
-def _shapes() -> Iterator[Case]:
-    for words in range(1, 11):
-        frame = tcp()
-        header = bytes([0x45 + words]) + frame[IP_AT + 1 : L4_AT] + b"\x01" * (words * 4)
-        longer = frame[:IP_AT] + header + frame[L4_AT:]
-        sized = lying(longer, IP_AT + 2, (40 + words * 4).to_bytes(2, "big"))
-        yield Case(f"ip_options_{words}", f"{words * 4} bytes of IP options", sized, "forwarded_new")
-    for n in range(1, 10):
-        yield Case(
-            f"odd_length_{n}", f"{n} bytes of payload", tcp(flags="A", payload=bytes(n)), "forwarded_new"
-        )
-    yield Case("padding", "padded to 60 bytes", padded(udp(payload=b"x")), "forwarded_new")
-    yield Case("padding_noise", "padded with ones", padded(tcp(), 60, b"\xff"), "forwarded_new")
-    yield Case("long_padding", "padded to 1,514", padded(tcp(), 1514, b"\xaa"), "forwarded_new")
-    syn = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 7)]
-    yield Case("tcp_options", "the options of a real SYN", tcp(options=syn), "forwarded_new")
-    yield Case(
-        "tcp_all_options", "60 bytes of TCP header", tcp(options=[("NOP", None)] * 40), "forwarded_new"
-    )
-    for tos in (0x03, 0xB8, 0xFF):
-        yield Case(f"tos_{tos:02x}", "traffic class and ECN are kept", tcp(tos=tos), "forwarded_new")
-    yield Case("df_bit", "DF set", lying(tcp(), IP_AT + 6, b"\x40\0"), "forwarded_new")
-    yield Case("evil_bit", "the reserved bit (RFC 3514)", lying(tcp(), IP_AT + 6, b"\x80\0"), "forwarded_new")
-
-
-def _ttl() -> Iterator[Case]:
-    for ttl in (0, 1):
-        yield Case(f"ttl_{ttl}", "would die", tcp(ttl=ttl), "ttl_expired")
-    for ttl in (2, 3, 64, 127, 128, 129, 254, 255):
-        yield Case(f"ttl_{ttl}", "lives on", tcp(ttl=ttl), "forwarded_new")
-    for checksum in (0x0000, 0x0001, 0xFDFF, 0xFE00, 0xFEFE, 0xFEFF, 0xFF00, 0xFFFE):
-        frame = with_ip_checksum(tcp(), checksum)
-        yield Case(f"checksum_{checksum:04x}", "around the carry", frame, "forwarded_new")
-    for checksum in (0x1234, 0xFEFF, 0xFFFF):
-        frame = patched(tcp(), IP_AT + 10, checksum.to_bytes(2, "big"))
-        yield Case(f"wrong_checksum_{checksum:04x}", "stays wrong: the real decides", frame, "forwarded_new")
-
-
-def with_ip_checksum(frame: bytes, checksum: int) -> bytes:
-    """The frame with the IP ID that gives its header this checksum (not 0xffff, which no header has)."""
-    zeroed = lying(frame, IP_AT + 4, b"\0\0")
-    # Ones' complement: the ID adds to the sum what the checksum lacks.
-    now = int.from_bytes(zeroed[IP_AT + 10 : IP_AT + 12], "big")
-    wanted = (now - checksum) % 0xFFFF
-    result = lying(zeroed, IP_AT + 4, wanted.to_bytes(2, "big"))
-    assert result[IP_AT + 10 : IP_AT + 12] == checksum.to_bytes(2, "big")
-    return result
-
-
-def _fragments() -> Iterator[Case]:
-    for name, field_ in {
-        "first": 0x2000,
-        "middle": 0x2001,
-        "last": 0x0001,
-        "highest_offset": 0x1FFF,
-        "all_bits": 0xFFFF,
-    }.items():
-        frame = lying(udp(), IP_AT + 6, field_.to_bytes(2, "big"))
-        yield Case(f"fragment_{name}", "not reassembled", frame, "fragment")
-    yield Case(
-        "fragment_icmp", "whatever the protocol", lying(frames.ping(), IP_AT + 6, b"\x20\0"), "fragment"
-    )
-
-
-def _protocols() -> Iterator[Case]:
-    yield Case("ping", "echo request to the VIP", frames.ping(), "unsupported_protocol")
-    for number in (0, 1, 2, 4, 5, 7, 16, 18, 41, 47, 50, 58, 132, 255):
-        frame = frames.other_protocol(number)
-        yield Case(f"protocol_{number}", "neither TCP nor UDP", frame, "unsupported_protocol")
-
-
-def _lies() -> Iterator[Case]:
-    """Headers that contradict themselves or the frame, the checksum right all the same."""
-    for version in (0, 5, 6, 15):
-        frame = lying(tcp(), IP_AT, bytes([version << 4 | 5]))
-        yield Case(f"version_{version}", "not version 4", frame, "bad_ip_header")
-    for ihl in range(5):
-        frame = lying(tcp(), IP_AT, bytes([0x40 | ihl]))
-        yield Case(f"ihl_{ihl}", "a header shorter than its fixed part", frame, "bad_ip_header")
-    yield Case("ihl_beyond", "a header longer than the packet", lying(tcp(), IP_AT, b"\x4f"), "bad_ip_header")
-    for total in (0, 1, 19, 41, 1500, 65535):
-        frame = lying(tcp(), IP_AT + 2, total.to_bytes(2, "big"))
-        yield Case(f"tot_len_{total}", "not 40", frame, "bad_ip_header")
-    frame = lying(padded(tcp()), IP_AT + 2, (47).to_bytes(2, "big"))
-    yield Case("tot_len_past_padding", "one byte more than there is", frame, "bad_ip_header")
-    for total in (20, 21, 39):
-        frame = lying(tcp(), IP_AT + 2, total.to_bytes(2, "big"))
-        yield Case(f"tot_len_{total}", "the TCP header lies in the padding", frame, "bad_l4_header")
-    for total in (20, 27):
-        frame = lying(udp(), IP_AT + 2, total.to_bytes(2, "big"))
-        yield Case(f"udp_tot_len_{total}", "the UDP header lies in the padding", frame, "bad_l4_header")
-    for doff in (0, 1, 4):
-        frame = patched(tcp(), L4_AT + 12, bytes([doff << 4]))
-        yield Case(f"doff_{doff}", "a header shorter than its fixed part", frame, "bad_l4_header")
-    for doff in (6, 15):
-        frame = patched(tcp(), L4_AT + 12, bytes([doff << 4]))
-        yield Case(f"doff_{doff}", "a header longer than the segment", frame, "bad_l4_header")
-    for length in (0, 1, 7, 14, 65535):
-        yield Case(f"udp_length_{length}", "not 13", udp(length=length), "bad_l4_header")
-    yield Case("udp_length_8", "less than the packet has: legal", udp(length=8), "forwarded_new")
-
-
-def _truncated() -> Iterator[Case]:
-    """Every frame cut off at every byte."""
-    whole = {"tcp": tcp(flags="PA", payload=b"12345"), "udp": udp(), "ping": frames.ping()}
-    for name, frame in whole.items():
-        for size in range(MIN_FRAME, len(frame)):
-            verdict = "unreadable" if size < L4_AT else "bad_ip_header"
-            yield Case(f"cut_{name}_{size}", f"{size} bytes of {len(frame)}", frame[:size], verdict)
-    for name, first in (("tcp", 20), ("udp", 8)):
-        frame = whole[name]
-        for size in range(L4_AT, L4_AT + first):
-            # The IP header agrees with the cut: only the next header is short.
-            cut = lying(frame[:size], IP_AT + 2, (size - IP_AT).to_bytes(2, "big"))
-            yield Case(f"short_{name}_{size - L4_AT}", "a truncated L4 header", cut, "bad_l4_header")
-
-
-def entry(
-    address: IPv4Address = REAL_11,
-    state: FlowState = FlowState.ESTABLISHED,
-    age: int = 0,
-    second: bool = False,
-) -> Entry:
-    """An entry of the web service."""
-    return Entry("web", WEB.real(address), state, age, second)
-
-
-def _flows() -> Iterator[Case]:
-    data, start, end = tcp(flags="A"), tcp(flags="S"), tcp(flags="FA")
-    for address in (REAL_11, REAL_12):
-        for second in (False, True):
-            where = "second" if second else "first"
-            name = f"flow_{address.packed[3]}_{where}_set"
-            yield Case(
-                name,
-                f"known, in its {where} set",
-                data,
-                "forwarded_flow",
-                entry=entry(address, second=second),
-            )
-            rehashed = Case(
-                f"{name}_down", "its real went down", data, "forwarded_rehashed",
-                WORLD.with_real("web", address, up=False, weight=0), entry=entry(address, second=second),
-            )  # fmt: skip
-            yield rehashed
-    yield Case("flow_end", "a known flow's FIN", end, "forwarded_flow", entry=entry())
-    yield Case("flow_syn", "a SYN of a known flow", start, "forwarded_flow", entry=entry())
-    yield Case("flow_end_down", "a FIN, real down", end, "forwarded_rehashed", WEB_11_DOWN, entry=entry())
-    yield Case("flow_old", "an expired entry is still right", data, "forwarded_flow", entry=entry(age=40000))
-    yield Case("flow_draining", "to its end", data, "forwarded_flow", WEB_11_DRAINING, entry=entry())
-    yield Case("drain_new", "no new flow", start, "forwarded_new", WEB_11_DRAINING)
-    mixed = WORLD.service("mixed")
-    drained = Entry("mixed", mixed.reals[2], FlowState.ESTABLISHED)
-    yield Case(
-        "mixed_drained",
-        "weight 0, one known flow",
-        tcp(MIXED_VIP, flags="A"),
-        "forwarded_flow",
-        entry=drained,
-    )
-    far = Entry("mixed", mixed.reals[1], FlowState.PROVING)
-    yield Case(
-        "mixed_far", "a known flow to the far side", tcp(MIXED_VIP, flags="A"), "forwarded_flow", entry=far
-    )
-    shell = Entry("shell", WORLD.service("shell").real(REAL_14), FlowState.ESTABLISHED)
-    yield Case("entry_of_other_service", "hash alone is not enough", data, "forwarded_rehashed", entry=shell)
-    yield Case("torn_first", "a torn entry is a miss", data, "forwarded_new", entry=entry(), torn=True)
-    torn = entry(second=True)
-    yield Case("torn_second", "a torn entry is a miss", data, "forwarded_new", entry=torn, torn=True)
-    yield Case("crowded", "both sets hold established flows", start, "forwarded_unrecorded", crowded=True)
-    yield Case("crowded_end", "a FIN is never recorded", end, "forwarded_ending", crowded=True)
-    ttl = tcp(flags="A", ttl=1)
-    yield Case("flow_ttl", "also known flows die", ttl, "ttl_expired", entry=entry())
-
-
-CASES = [
-    *_not_for_us(),
-    *_macs(),
-    *_services(),
-    *_interfaces(),
-    *_shapes(),
-    *_ttl(),
-    *_fragments(),
-    *_protocols(),
-    *_lies(),
-    *_truncated(),
-    *_flows(),
-]
+CASES = [*IPV4, *IPV6, *FORWARD, *ICMP_CASES, *FLOW]
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,12 +30,22 @@ class ProbeCase:
     id: str
     description: str
     verdict: str | None
-    target: tuple[str, IPv4Address] | None = None
+    target: tuple[str, IPAddress] | None = None
     mark: int = 0
     frame: bytes = field(default_factory=tcp, repr=False)
 
 
+def _every_way() -> Iterator[ProbeCase]:
+    for way in [*WAYS, "dscp"]:
+        for family in (4, 6):
+            vip, name = mode_vip(way, family), f"{way}-for-{family}"
+            target = name, WORLD.service(name).reals[0].address
+            for protocol, frame in (("tcp", tcp(vip)), ("udp", udp(vip, 53))):
+                yield ProbeCase(f"{name}-{protocol}", "by every way", "probe", target, frame=frame)
+
+
 PROBES = [
+    *_every_way(),
     ProbeCase("near", "to a real beside us", "probe", ("web", REAL_11)),
     ProbeCase("far", "to a real on the other interface", "probe", ("far", IPv4Address("10.0.0.21"))),
     ProbeCase("down", "whether it is up again", "probe", ("dark", REAL_11)),

@@ -8,10 +8,12 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 
-from tests.packets.world import CLIENT, OUR_MAC, ROUTER_MAC, WEB_VIP, Side
+from tests.packets.world import CLIENT, CLIENT6, OUR_MAC, ROUTER_MAC, WEB_VIP, Side
+from vc5py.model import IPAddress
 
 IP_AT = 14  # where the IP header starts in an untagged frame
 MIN_FRAME = 14  # shorter ones the kernel does not run
@@ -21,60 +23,84 @@ def ether(*, dst: str = OUR_MAC[Side.NEAR], src: str = ROUTER_MAC, **fields: Any
     return Ether(dst=dst, src=src, **fields)
 
 
-def ip(vip: IPv4Address = WEB_VIP, src: IPv4Address = CLIENT, **fields: Any) -> Any:
-    return IP(src=str(src), dst=str(vip), **fields)
+def ip(vip: IPAddress = WEB_VIP, src: IPAddress | None = None, **fields: Any) -> Any:
+    """An IP header of the VIP's version; `ttl` and `tos` mean the same in both."""
+    if vip.version == 4:
+        return IP(src=str(src or CLIENT), dst=str(vip), **fields)
+    for name, ours in (("hlim", "ttl"), ("tc", "tos")):
+        if ours in fields:
+            fields[name] = fields.pop(ours)
+    return IPv6(src=str(src or CLIENT6), dst=str(vip), **fields)
 
 
 def tcp(
-    vip: IPv4Address = WEB_VIP,
+    vip: IPAddress = WEB_VIP,
     dport: int = 80,
     flags: str = "S",
     *,
     sport: int = 40000,
-    src: IPv4Address = CLIENT,
+    src: IPAddress | None = None,
     payload: bytes = b"",
     link: Any = None,
     options: list[Any] | None = None,
+    extensions: Any = None,
     **ip_fields: Any,
 ) -> bytes:
     """A TCP segment; `link` and `ip_fields` change the headers around it, `options` are TCP's."""
     segment = TCP(sport=sport, dport=dport, flags=flags, seq=1000, ack=2000, options=options or [])
-    return bytes((link or ether()) / ip(vip, src, **ip_fields) / segment / Raw(payload))
+    header = ip(vip, src, **ip_fields)
+    return bytes((link or ether()) / (header / extensions if extensions else header) / segment / Raw(payload))
 
 
 def udp(
-    vip: IPv4Address = WEB_VIP,
+    vip: IPAddress = WEB_VIP,
     dport: int = 443,
     *,
     sport: int = 40000,
-    src: IPv4Address = CLIENT,
+    src: IPAddress | None = None,
     payload: bytes = b"hello",
     link: Any = None,
     length: int | None = None,
+    extensions: Any = None,
     **ip_fields: Any,
 ) -> bytes:
     """A UDP datagram; `length` is what its header says, where that is a lie."""
     datagram = UDP(sport=sport, dport=dport, len=length)
-    return bytes((link or ether()) / ip(vip, src, **ip_fields) / datagram / Raw(payload))
+    header = ip(vip, src, **ip_fields)
+    return bytes(
+        (link or ether()) / (header / extensions if extensions else header) / datagram / Raw(payload)
+    )
 
 
-def ping(vip: IPv4Address = WEB_VIP) -> bytes:
-    return bytes(ether() / ip(vip) / ICMP() / Raw(b"abcdefgh"))
+def ping(
+    vip: IPAddress = WEB_VIP, *, link: Any = None, payload: bytes = b"abcdefgh", **ip_fields: Any
+) -> bytes:
+    header = (link or ether()) / ip(vip, **ip_fields)
+    if vip.version == 4:
+        return bytes(header / ICMP(id=7, seq=1) / Raw(payload))
+    return bytes(header / ICMPv6EchoRequest(id=7, seq=1, data=payload))
 
 
-def other_protocol(number: int, vip: IPv4Address = WEB_VIP) -> bytes:
+def other_protocol(number: int, vip: IPAddress = WEB_VIP) -> bytes:
     return bytes(ether() / ip(vip, proto=number) / Raw(bytes(32)))
 
 
-def arp_request(vip: IPv4Address = WEB_VIP) -> bytes:
+def arp_request(vip: IPAddress = WEB_VIP) -> bytes:
     return bytes(ether(dst="ff:ff:ff:ff:ff:ff") / ARP(op=1, pdst=str(vip), hwsrc=ROUTER_MAC))
+
+
+def tags(*ids: int, outer_ad: bool = True) -> Any:
+    """An Ethernet header with tags, the outermost first: 802.1ad around 802.1Q; priority 5."""
+    link = ether()
+    for n, vlan in enumerate(ids):
+        kind = Dot1AD if outer_ad and n < len(ids) - 1 else Dot1Q
+        link = link / kind(vlan=vlan, prio=5)
+    return link
 
 
 def vlan_tagged(frame: bytes, vlan: int = 100) -> bytes:
     """The same frame with an 802.1Q tag."""
-    inner = Ether(frame)
-    tagged: bytes = bytes(ether(dst=inner.dst, src=inner.src) / Dot1Q(vlan=vlan, type=inner.type))
-    return tagged + frame[IP_AT:]
+    return frame[:12] + b"\x81\0" + vlan.to_bytes(2, "big") + frame[12:]
 
 
 def padded(frame: bytes, size: int = 60, fill: bytes = b"\0") -> bytes:
@@ -116,6 +142,10 @@ def random_clients(seed: int) -> Iterator[tuple[IPv4Address, int]]:
             yield IPv4Address(client[0]), client[1]
 
 
-def from_client(frame: bytes, source: IPv4Address, sport: int) -> bytes:
-    """A frame with another source, quickly (checksums are not kept right; nothing in the way reads them)."""
-    return patched(patched(frame, IP_AT + 12, source.packed), IP_AT + 20, sport.to_bytes(2, "big"))
+def from_client(frame: bytes, source: IPAddress, sport: int) -> bytes:
+    """A frame with another source, quickly (checksums are not kept right; nothing in the way reads them).
+
+    In an IPv6 frame the last four bytes of the address change.
+    """
+    address, port = (IP_AT + 12, IP_AT + 20) if frame[IP_AT] >> 4 == 4 else (IP_AT + 20, IP_AT + 40)
+    return patched(patched(frame, address, source.packed), port, sport.to_bytes(2, "big"))

@@ -18,7 +18,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -26,31 +26,37 @@ from typing import ParamSpec, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.packets.world import OUR_MAC, RealSpec, ServiceSpec, Side, World
+from tests.packets.world import OUR_MAC, SOURCES, RealSpec, ServiceSpec, Side, World
 from vc5py.core.flowhash import FlowKey
 from vc5py.core.identity import service_identity
 from vc5py.dataplane import abi, compiler, libbpf, maps
 from vc5py.dataplane.abi import FlowState
-from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.kernel import KernelDataplane
+from vc5py.dataplane.kernel import KernelDataplane, Policy
 from vc5py.dataplane.libbpf import TestRun
 from vc5py.dataplane.ticks import TickClock
+from vc5py.model import IPAddress
 
 KEY = FlowKey.derive(b"a secret of the tests")
 FLOW_SETS = 1024
 FROZEN = 40  # shifts all jiffies of the next hundred years away: the tick is always 0
 LOOPBACK = 1  # the ifindex of lo, in every network namespace
 _CLONE_NEWNET = 0x40000000
+CLOCK = TickClock(100)
+_ENDLESS = 1 << 31
+_METADATA = 216  # of 256 bytes of headroom, 40 are the kernel's
 _MAX_TICK = (1 << abi.FLOW_TICK_BITS) - 1
 _SIZES = maps.Sizes(
     flow_sets=FLOW_SETS,
-    services=64,
-    backends=256,
-    slot_lines=512,
-    service_keys=256,
+    services=128,
+    backends=512,
+    slot_lines=2048,
+    service_sets4=256,
+    service_sets6=256,
     cpus=maps.possible_cpus(),
     interfaces=64,
 )
+
+ACTIONS = {verdict.name: verdict.action for verdict in abi.verdicts()}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,6 +141,9 @@ class Kernel:
         clock = compiler.compile_file(abi.XDP_DIR / "jiffies.c", {})
         self._jiffies = clock.load("vc5_jiffies", compiler.ProgramType.XDP)
         self._world: World | None = None
+        self._installed: tuple[World, World | None] | None = None
+        self._index_by_name: dict[str, int] = {}
+        self._owners: dict[tuple[int, int], tuple[ServiceSpec, RealSpec]] = {}
         self.dataplane: KernelDataplane
 
     def __enter__(self) -> Self:
@@ -150,30 +159,45 @@ class Kernel:
 
     # The world
 
-    def install(self, world: World) -> None:
-        """Puts a world into empty maps, and no flow. Cheap where it is there already."""
-        if world != self._world:
+    def install(self, world: World, before: World | None = None) -> None:
+        """Puts a world into empty maps, and no flow. Cheap where it is there already.
+
+        `before`: the world that was there a moment ago, so that slots that differ are unstable.
+        """
+        if (world, before) != self._installed:
             self._forget_everything()
-            self.dataplane = KernelDataplane(self.maps, TickClock(100))
+            policy = Policy(drop_fragments=world.drop_fragments, sources=SOURCES)
+            self.dataplane = KernelDataplane(self.maps, CLOCK, policy)
             for side, mac in OUR_MAC.items():
                 self._network.call(self.dataplane.set_interface, self.ifindex[side], mac)
+            if before is not None:
+                self.change(before)
             self.change(world)
+            self._installed = world, before
         self.clear_flows()
 
     def change(self, world: World) -> None:
         """Makes the installed world into this one; flows stay."""
         for real in (real for service in world.services for real in service.reals):
-            place = None if real.mac is None else Neighbour(self.ifindex[real.side], real.mac)
-            self.dataplane.set_neighbour(real.address, place)
+            self.dataplane.set_neighbour(real.address, real.neighbour(self.ifindex[real.side]))
         self.dataplane.apply(world.desired())
-        self._world = world
+        self.maps.settings["icmp_per_jiffy"] = _ENDLESS if world.answers else 0
+        self._world, self._installed = world, None
+        self._index_by_name, self._owners = {}, {}
+        for service in world.services:
+            for real in service.reals:
+                how = abi.how_word(real.forwarding, real.load)
+                place = self.backend_index(service.name, real)
+                self.maps.backends["how"][place] = how
+                index = self._service_index(service.name)
+                self._owners[index, place - self._base(index)] = service, real
 
     def _forget_everything(self) -> None:
         for array in (self.maps.services, self.maps.backends, self.maps.slots, self.maps.backend_counts):
             array[:] = 0
+        for keys in (self.maps.services4, self.maps.services6):
+            keys[:] = 0
         self.maps.interfaces[:] = 0
-        for key in libbpf.keys(self.maps.fds["services4"], 8):
-            libbpf.delete(self.maps.fds["services4"], key)
 
     def clear_flows(self) -> None:
         self.maps.flows[:] = 0
@@ -189,8 +213,11 @@ class Kernel:
         return mark & ~abi.PROBE_MARK_MASK
 
     def _service_index(self, service: str) -> int:
-        identity = np.uint64(service_identity(self._service(service).id))
-        return int(np.flatnonzero(self.maps.services["identity"] == identity)[0])
+        if service not in self._index_by_name:
+            identity = np.uint64(service_identity(self._service(service).id))
+            found = np.flatnonzero(self.maps.services["identity"] == identity)
+            self._index_by_name[service] = int(found[0])
+        return self._index_by_name[service]
 
     def _base(self, service_index: int) -> int:
         return int(self.maps.services["backends"][service_index]) & 0xFFFFFFFF
@@ -231,6 +258,14 @@ class Kernel:
         found: NDArray[np.uint64] = np.sort((flows["tag"] ^ flows["value"])[used])
         return found
 
+    def recorded(self) -> dict[int, tuple[str, IPAddress, FlowState]]:
+        """Service, real and state of every flow in the table, by hash."""
+        found = {}
+        for tag, value in self.maps.flows[self.maps.flows["value"] != 0].tolist():
+            entry = self._decode(value, second=False)
+            found[tag ^ value] = (entry.service, entry.real.address, entry.state)
+        return found
+
     def entries(self, flow_hash: int) -> list[Entry]:
         """All valid entries of a flow in its two sets; more than one would be a bug."""
         first, second = self.sets_of(flow_hash)
@@ -250,26 +285,44 @@ class Kernel:
         assert self._world is not None
         index = value >> abi.FLOW_SERVICE_SHIFT & (1 << abi.FLOW_SERVICE_BITS) - 1
         local = value & (1 << abi.FLOW_LOCAL_BITS) - 1
-        service = next(s for s in self._world.services if self._service_index(s.name) == index)
-        wanted = self._base(index) + local
-        real = next(r for r in service.reals if self.backend_index(service.name, r) == wanted)
+        service, real = self._owners[index, local]
         state = FlowState(value >> abi.FLOW_STATE_SHIFT & (1 << abi.FLOW_STATE_BITS) - 1)
         age = self.tick() - (value >> abi.FLOW_TICK_SHIFT & _MAX_TICK) & _MAX_TICK
         return Entry(service.name, real, state, age, second)
 
     # Frames
 
-    def run(self, frame: bytes, side: Side = Side.NEAR) -> Outcome:
-        """One received frame through the XDP program, with what the counters gained checked on the way."""
+    def run(self, frame: bytes, side: Side = Side.NEAR, *, bare: bool = False) -> Outcome:
+        """One received frame through the XDP program, with what the counters gained checked on the way.
+
+        `bare`: without any headroom.
+        """
         verdicts, counts = self._verdicts(), self._backend_counts()
-        result = self._test_run(frame, side)
+        result = self._test_run(frame, side, _METADATA if bare else 0)
         outcome = Outcome(_gained(verdicts, self._verdicts()), XdpAction(result.retval), result.data)
         assert outcome.verdict is not None, "the frame was not counted"
         gained = self._backend_counts() - counts
-        forwarded = outcome.action in (XdpAction.TX, XdpAction.REDIRECT)
-        expected = [1, len(frame)] if forwarded else [0, 0]
+        expected = [1, len(frame)] if ACTIONS[outcome.verdict] is abi.Action.FORWARD else [0, 0]
         assert gained.sum(axis=0).tolist() == expected, "the backends' counters disagree with the action"
         return outcome
+
+    def run_many(self, frames: list[bytes], side: Side = Side.NEAR) -> list[Outcome]:
+        """Many received frames, quickly: of the counters only the verdicts' are looked at."""
+        if side is Side.NEAR:
+            return self._run_many(frames, LOOPBACK)
+        return self._network.call(self._run_many, frames, self.ifindex[side])
+
+    def _run_many(self, frames: list[bytes], ifindex: int) -> list[Outcome]:
+        names = [verdict.name for verdict in abi.verdicts()]
+        counts, outcomes = self.maps.verdict_counts, []
+        actions = list(XdpAction)
+        for frame in frames:
+            counts[:] = 0
+            ctx = None if ifindex == LOOPBACK else struct.pack("<6I", 0, len(frame), 0, ifindex, 0, 0)
+            result = libbpf.test_run(self._ingress, frame, ctx=ctx)
+            verdict = names[int(counts.argmax()) % abi.VERDICT_SLOTS]
+            outcomes.append(Outcome(verdict, actions[result.retval], result.data))
+        return outcomes
 
     def run_egress(self, frame: bytes, mark: int) -> Outcome:
         """One frame of our own through the TC program, on its way out of the near interface."""
@@ -291,12 +344,18 @@ class Kernel:
         gained = (self._verdicts() - before).tolist()
         return {verdict.name: gained[verdict.number] for verdict in abi.verdicts() if gained[verdict.number]}
 
-    def _test_run(self, frame: bytes, side: Side) -> TestRun:
-        if side is Side.NEAR:
+    def _test_run(self, frame: bytes, side: Side, metadata: int = 0) -> TestRun:
+        """`metadata`: bytes in front of the frame that the driver keeps for itself."""
+        if side is Side.NEAR and not metadata:
             return libbpf.test_run(self._ingress, frame)
         # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
-        ctx = struct.pack("<6I", 0, len(frame), 0, self.ifindex[side], 0, 0)
-        return self._network.call(libbpf.test_run, self._ingress, frame, ctx=ctx)
+        ifindex = 0 if side is Side.NEAR else self.ifindex[side]
+        ctx = struct.pack("<6I", metadata, metadata + len(frame), 0, ifindex, 0, 0)
+        if side is Side.NEAR:
+            result = libbpf.test_run(self._ingress, bytes(metadata) + frame, ctx=ctx)
+        else:
+            result = self._network.call(libbpf.test_run, self._ingress, bytes(metadata) + frame, ctx=ctx)
+        return replace(result, data=result.data[metadata:])
 
     def _verdicts(self) -> NDArray[np.uint64]:
         total: NDArray[np.uint64] = self.maps.verdict_counts.sum(axis=0)

@@ -1,188 +1,324 @@
 """What should happen to a frame, worked out in plain Python from the documents: an oracle for the C program.
 
 Written apart from the C and sharing nothing with it but the pure modules for the flow's hash and the Maglev
-table, which have tests of their own, and the action that verdicts.h gives each verdict.
+table, which have tests of their own, and the action that verdicts.h gives each verdict. Fast enough to be
+asked a million times. Time stands still: it is always tick 0, and every flow was seen in it.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
-from ipaddress import IPv4Address
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
-from tests.packets.frames import ip_checksum
-from tests.packets.harness import KEY, Outcome, TcAction, XdpAction
-from tests.packets.world import OUR_MAC, RealSpec, ServiceSpec, Side, World
+from tests.packets import oracle_read, oracle_send
+from tests.packets.harness import ACTIONS, KEY, Outcome, TcAction, XdpAction
+from tests.packets.oracle_read import Kind, Packet, Quote, read
+from tests.packets.oracle_send import OURS, mac
+from tests.packets.world import RealSpec, ServiceSpec, Side, World
 from vc5py.core import maglev
-from vc5py.core.flowhash import flow_hash4, table_slot
+from vc5py.core.flowhash import client_hash, flow_hash, fragment_hash, other_slot, table_slot
 from vc5py.core.identity import real_identity
-from vc5py.dataplane.abi import Action, verdicts
-from vc5py.model import Protocol
+from vc5py.dataplane.abi import Action, FlowState
+from vc5py.model import ForwardMode, IPAddress, Protocol, Scheduling, Unknown
 
-_ETH, _IP = 14, 20
-_IPV4 = 0x0800
-_PROTOCOLS = {protocol.number: protocol for protocol in Protocol}
-_MIN_L4 = {Protocol.TCP: 20, Protocol.UDP: 8}
-ACTIONS = {verdict.name: verdict.action for verdict in verdicts()}
+SAMPLE = 32  # a flow is looked up in one tick of so many, whatever its slot says
+
+__all__ = ["ACTIONS", "Flows", "Known", "Oracle", "expect_probe", "maglev_choice", "read_tuple"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tuple5:
+class Tuple5(NamedTuple):
     """A flow, as the client names it."""
 
-    source: IPv4Address
-    vip: IPv4Address
+    source: IPAddress
+    vip: IPAddress
     sport: int
     dport: int
     protocol: Protocol
 
     @property
     def hash(self) -> int:
-        return flow_hash4(KEY, self.source, self.vip, self.sport, self.dport, self.protocol.number)
+        return flow_hash(KEY, self.source, self.vip, self.sport, self.dport, self.protocol.number)
+
+    @property
+    def sampled(self) -> bool:
+        """In tick 0."""
+        return not (self.hash >> 56) % SAMPLE
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the flow table says of the frame's flow: a real of a service."""
+    """What the flow table says of a flow: a real of a service."""
 
     service: str
-    real: IPv4Address
+    real: IPAddress
+    state: FlowState = FlowState.UNPROVEN
 
 
-class _End(Exception):  # noqa: N818  not an error: a verdict
-    """The frame's way ends here."""
+Flows = dict[int, Known]  # by hash
+
+
+def address(packed: bytes) -> IPAddress:
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
 def read_tuple(frame: bytes) -> Tuple5:
-    """The flow of a well-formed TCP or UDP frame."""
-    ihl = (frame[_ETH] & 15) * 4
-    source, vip = (IPv4Address(frame[_ETH + at : _ETH + at + 4]) for at in (12, 16))
-    sport, dport = struct.unpack_from("!HH", frame, _ETH + ihl)
-    return Tuple5(source, vip, sport, dport, _PROTOCOLS[frame[_ETH + 9]])
+    """The flow of a well-formed TCP or UDP frame, or of an ICMP error about one."""
+    p, problem = read(frame)
+    assert problem is None
+    if p.kind is Kind.ICMP:
+        q = oracle_read.read_quote(p, frame)
+        assert q is not None
+        return _tuple_of(q)
+    assert p.kind is Kind.FLOW
+    return Tuple5(address(p.source), address(p.destination), p.sport, p.dport, _PROTOCOLS[p.protocol])
 
 
-def _check_l4(segment: bytes, protocol: Protocol) -> None:
-    """`segment` is what the IP header says is its payload."""
-    if len(segment) < _MIN_L4[protocol]:
-        raise _End("bad_l4_header")
-    if protocol is Protocol.TCP:
-        header = (segment[12] >> 4) * 4
-        if not 20 <= header <= len(segment):
-            raise _End("bad_l4_header")
-    elif not 8 <= int.from_bytes(segment[4:6], "big") <= len(segment):
-        raise _End("bad_l4_header")
+def fragment_name(frame: bytes) -> int:
+    """The name that all fragments of the frame's packet share."""
+    return _fragment_name(read(frame)[0])
 
 
-def _read(world: World, frame: bytes) -> Tuple5:
-    if int.from_bytes(frame[12:14], "big") != _IPV4:
-        raise _End("not_ip")
-    packet = frame[_ETH:]
-    if len(packet) < _IP:
-        raise _End("unreadable")
-    if IPv4Address(packet[16:20]) not in {service.vip for service in world.services}:
-        raise _End("not_vip")
-    version, ihl = packet[0] >> 4, (packet[0] & 15) * 4
-    total = int.from_bytes(packet[2:4], "big")
-    if version != 4 or not _IP <= ihl <= total <= len(packet):
-        raise _End("bad_ip_header")
-    if int.from_bytes(packet[6:8], "big") & 0x3FFF:
-        raise _End("fragment")
-    if packet[9] not in _PROTOCOLS:
-        raise _End("unsupported_protocol")
-    _check_l4(packet[ihl:total], _PROTOCOLS[packet[9]])
-    return read_tuple(frame)
+def _tuple_of(q: Quote) -> Tuple5:
+    return Tuple5(address(q.client), address(q.vip), q.client_port, q.vip_port, _PROTOCOLS[q.protocol])
 
 
-def _find_service(world: World, flow: Tuple5) -> ServiceSpec:
-    for service in world.services:
-        if service.vip == flow.vip and (flow.dport, flow.protocol) in service.ports:
-            return service
-    raise _End("no_service")
+def _fragment_name(p: Packet) -> int:
+    return fragment_hash(KEY, address(p.source), address(p.destination), p.identification)
 
 
-def maglev_choice(service: ServiceSpec, flow_hash: int) -> RealSpec:
-    """The real of the slot that the flow falls into."""
-    takers = [real for real in service.reals if real.up and real.weight]
+_PROTOCOLS = {protocol.number: protocol for protocol in Protocol}
+
+
+class _Service:
+    """A service with its table; `previous`: by slot, where packets of old connections go in unstable ones."""
+
+    def __init__(self, spec: ServiceSpec, before: ServiceSpec | None) -> None:
+        self.spec = spec
+        self.reals = {real.address: real for real in spec.reals}
+        self.table = _table(spec)
+        old = _table(before) if before is not None else [None] * len(self.table)
+        assert len(old) == len(self.table) or not spec.reals
+        self.unstable = [was is not None and was != now for was, now in zip(old, self.table, strict=True)]
+        self.previous = [was if moved else None for was, moved in zip(old, self.unstable, strict=True)]
+        self.by_flow = spec.scheduling is not Scheduling.MAGLEV
+
+    def up(self, real: IPAddress | None) -> RealSpec | None:
+        found = None if real is None else self.reals.get(real)
+        return found if found is not None and found.up else None
+
+    def slot(self, flow: Tuple5, flow_name: int) -> int:
+        sticky = self.spec.scheduling is Scheduling.STICKY
+        return table_slot(client_hash(KEY, flow.source) if sticky else flow_name, len(self.table))
+
+    def candidate(self, slot: int, flow_name: int) -> RealSpec | None:
+        """Where the present table sends a flow that nobody knows."""
+        real = self.up(self.table[slot])
+        if self.spec.scheduling is not Scheduling.LEAST_CONNS:
+            return real
+        other = self.up(self.table[other_slot(flow_name, len(self.table))])
+        if real is None or other is None:
+            return real or other
+        return other if other.load < real.load else real
+
+
+def _table(spec: ServiceSpec) -> list[IPAddress | None]:
+    """The address of the real in every slot."""
+    takers = [real for real in spec.reals if real.up and real.weight]
+    size = maglev.table_size(len(spec.reals))  # those that take nothing count too: sizes rarely change
     if not takers:
-        raise _End("no_backend")
-    size = maglev.table_size(len(service.reals))  # those that take nothing count too: sizes rarely change
+        return [None] * size
     table = maglev.build([real_identity(r.address) for r in takers], [r.weight for r in takers], size)
-    return takers[int(table[table_slot(flow_hash, size)])]
+    return [takers[pick].address for pick in table.tolist()]
+
+
+def maglev_choice(service: ServiceSpec, flow_name: int) -> RealSpec:
+    """The real of the slot that the flow falls into."""
+    table = _table(service)
+    real = table[table_slot(flow_name, len(table))]
+    assert real is not None
+    return service.real(real)
+
+
+class Oracle:
+    """Knows one world, and the one that was before it; see `Kernel.install`."""
+
+    def __init__(self, world: World, before: World | None = None) -> None:
+        self._world = world
+        old = {} if before is None else {service.name: service for service in before.services}
+        self._services = {s.name: _Service(s, old.get(s.name)) for s in world.services}
+        self._by_key = {
+            (service.spec.vip.packed, port, protocol.number): service
+            for service in self._services.values()
+            for port, protocol in service.spec.ports
+        }
+        self._vips = {service.vip.packed: service.unknown for service in world.services}
+
+    def predict(
+        self, frame: bytes, flows: Flows, *, side: Side = Side.NEAR, room: bool = True, headroom: bool = True
+    ) -> Outcome:
+        """What the XDP program should do with a frame that comes in on `side`; brings `flows` up to date.
+
+        `room`: whether the flow table would take another flow; `headroom`: the frame for outer headers.
+        """
+        verdict, real, name, p = self._decide(frame, flows, side, room)
+        if real is not None:
+            verdict, sent = self._send(frame, p, verdict, real, side, name)
+            if verdict == "too_big_answered":
+                return Outcome(verdict, XdpAction.TX, sent)
+            if ACTIONS[verdict] is Action.FORWARD and (headroom or len(sent) <= len(frame)):
+                return Outcome(verdict, XdpAction.TX if real.side is side else XdpAction.REDIRECT, sent)
+            if ACTIONS[verdict] is Action.FORWARD:
+                verdict = "no_headroom"
+        if verdict == "echo_answered":
+            return Outcome(verdict, XdpAction.TX, oracle_send.echo_reply(frame, p))
+        dropped = ACTIONS[verdict] is Action.DROP
+        return Outcome(verdict, XdpAction.DROP if dropped else XdpAction.PASS, b"" if dropped else frame)
+
+    def _decide(
+        self, frame: bytes, flows: Flows, side: Side, room: bool
+    ) -> tuple[str, RealSpec | None, int, Packet]:
+        """The verdict, the real and the name by which the packet has its entropy."""
+        p, problem = read(frame)
+        if problem is not None:
+            return (self._refused(frame, p, side, problem) if p.l3 else problem), None, 0, p
+        if p.kind is Kind.FLOW:
+            return *self._flow(frame, p, flows, side, room), p
+        refused = self._refused(frame, p, side, "")
+        if refused:
+            return refused, None, 0, p
+        if p.kind is Kind.ICMP:
+            return *self._icmp(frame, p, flows), p
+        return *self._later_fragment(p, flows), p
+
+    def _refused(self, frame: bytes, p: Packet, side: Side, verdict: str) -> str:
+        """The verdict for a packet that is for no service, or "" where it is to be looked at further."""
+        unknown = self._vips.get(p.destination)
+        if unknown is None:
+            return "not_vip"
+        if frame[:6] != OURS[side]:
+            return "not_our_mac"
+        passed = unknown is Unknown.PASS and verdict in ("no_service", "unsupported_protocol")
+        return "unknown_passed" if passed else verdict
+
+    def _flow(
+        self, frame: bytes, p: Packet, flows: Flows, side: Side, room: bool
+    ) -> tuple[str, RealSpec | None, int]:
+        service = self._by_key.get((p.destination, p.dport, p.protocol))
+        if service is None:
+            return self._refused(frame, p, side, "no_service"), None, 0
+        if frame[:6] != OURS[side]:
+            return "not_our_mac", None, 0
+        if p.ttl <= 1:
+            return "ttl_expired", None, 0
+        if p.first_fragment and self._world.drop_fragments:
+            return "fragment", None, 0
+        flow = Tuple5(address(p.source), address(p.destination), p.sport, p.dport, _PROTOCOLS[p.protocol])
+        name = flow.hash
+        verdict, real = _choose(service, p, flow, name, flows, room)
+        if p.first_fragment and real is not None and room:
+            flows[_fragment_name(p)] = Known(service.spec.name, real.address, FlowState.FRAGMENT)
+        return verdict, real, name
+
+    def _later_fragment(self, p: Packet, flows: Flows) -> tuple[str, RealSpec | None, int]:
+        if p.ttl <= 1:
+            return "ttl_expired", None, 0
+        if self._world.drop_fragments:
+            return "fragment", None, 0
+        name = _fragment_name(p)
+        first = flows.get(name)
+        real = None
+        if first is not None and first.state is FlowState.FRAGMENT:
+            real = self._services[first.service].up(first.real)
+        return ("fragment_unknown" if real is None else "forwarded_fragment"), real, name
+
+    def _icmp(self, frame: bytes, p: Packet, flows: Flows) -> tuple[str, RealSpec | None, int]:
+        if p.first_fragment:
+            return "fragment", None, 0
+        if oracle_read.is_echo_request(p, frame):
+            return (
+                "echo_answered",
+                None,
+                0,
+            )  # its journey ends here: its TTL does not matter (RFC 1122 3.2.1.7)
+        if p.ttl <= 1:
+            return "ttl_expired", None, 0
+        quote = oracle_read.read_quote(p, frame) if oracle_read.is_error(p, frame) else None
+        service = self._by_key.get((quote.vip, quote.vip_port, quote.protocol)) if quote else None
+        if quote is None or service is None:
+            return "bad_icmp", None, 0
+        flow = _tuple_of(quote)
+        name = flow.hash
+        known, slot = flows.get(name), service.slot(flow, name)
+        real = None
+        if known is not None and known.service == service.spec.name:
+            real = service.up(known.real)
+        real = real or service.up(service.previous[slot]) or service.up(service.table[slot])
+        return ("no_backend" if real is None else "forwarded_icmp"), real, name
+
+    def _send(
+        self, frame: bytes, p: Packet, verdict: str, real: RealSpec, side: Side, name: int
+    ) -> tuple[str, bytes]:
+        mode = real.forwarding.mode
+        if real.mac is None or (mode is ForwardMode.L2 and not real.on_link):
+            return "no_neighbour", b""
+        if real.on_link and frame[6:12] == mac(real.mac):
+            return "looped", b""
+        if mode.is_tunnel and p.total + oracle_send.tunnel_bytes(real) > real.forwarding.mtu:
+            return self._too_big(frame, p, real)
+        return verdict, oracle_send.forwarded(frame, p, real, side, name)
+
+    def _too_big(self, frame: bytes, p: Packet, real: RealSpec) -> tuple[str, bytes]:
+        """No error about an error, nor about an IPv4 fragment other than the first (RFC 1122 3.2.2)."""
+        silent = p.kind is Kind.ICMP or (p.kind is Kind.LATER_FRAGMENT and p.version == 4)
+        if silent or not self._world.answers:
+            return "too_big", b""
+        answer = oracle_send.too_big(frame, p, real.forwarding.mtu - oracle_send.tunnel_bytes(real))
+        return ("too_big", b"") if answer is None else ("too_big_answered", answer)
 
 
 def _choose(
-    service: ServiceSpec, flow: Tuple5, known: Known | None, room: bool, ends: bool
-) -> tuple[str, RealSpec]:
-    if known is not None and known.service == service.name and service.real(known.real).up:
-        return "forwarded_flow", service.real(known.real)
-    choice = maglev_choice(service, flow.hash)
-    if known is not None:
-        return "forwarded_rehashed", choice
-    if ends:
-        return "forwarded_ending", choice
-    return ("forwarded_new" if room else "forwarded_unrecorded"), choice
+    service: _Service, p: Packet, flow: Tuple5, name: int, flows: Flows, room: bool
+) -> tuple[str, RealSpec | None]:
+    slot = service.slot(flow, name)
+    unstable = service.unstable[slot]
+    sampled = not (name >> 56) % SAMPLE
+    if not (unstable or service.by_flow or p.starts or p.ends or sampled):
+        real = service.up(service.table[slot])
+        if real is not None:
+            return "forwarded_stable", real
+    known = flows.get(name)
+    if known is not None and known.service == service.spec.name:
+        real = service.up(known.real)
+        if real is not None:
+            flows[name] = replace(known, state=_after(known.state, p))
+            return "forwarded_flow", real
+        unstable = False
+    verdict, real = "forwarded_new", None
+    if unstable and not p.starts:
+        real = service.up(service.previous[slot])
+        verdict = "forwarded_previous" if real is not None else verdict
+    real = real or service.candidate(slot, name)
+    if real is None:
+        return "no_backend", None
+    if p.ends:
+        return "forwarded_ending", real
+    if known is None and not room:
+        return "forwarded_unrecorded", real
+    flows[name] = Known(service.spec.name, real.address)
+    return ("forwarded_rehashed" if known is not None else verdict), real
 
 
-def _ends(frame: bytes, flow: Tuple5) -> bool:
-    if flow.protocol is not Protocol.TCP:
-        return False
-    return bool(frame[_ETH + (frame[_ETH] & 15) * 4 + 13] & 0b101)  # FIN, RST
-
-
-def less_one_ttl(packet: bytes) -> bytes:
-    """RFC 1812 5.3.1: a checksum that was right is right afterwards, and a wrong one stays wrong."""
-    ihl = (packet[0] & 15) * 4
-    header = packet[:8] + bytes([packet[8] - 1]) + packet[9:ihl]
-    old = packet[10:12]
-    if ip_checksum(packet[:10] + b"\0\0" + packet[12:ihl]) == old:
-        new = ip_checksum(header[:10] + b"\0\0" + header[12:])
-    else:  # RFC 1624, eqn. 3: HC' = ~(~HC + ~m + m'), where m and m' differ by 0x0100
-        total = (~int.from_bytes(old, "big") & 0xFFFF) + 0xFEFF
-        total = (total & 0xFFFF) + (total >> 16)
-        new = (~total & 0xFFFF).to_bytes(2, "big")
-    return header[:10] + new + header[12:] + packet[ihl:]
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
-
-
-def _decide(world: World, frame: bytes, side: Side, known: Known | None, room: bool) -> tuple[str, RealSpec]:
-    flow = _read(world, frame)
-    service = _find_service(world, flow)
-    if frame[:6] != _mac(OUR_MAC[side]):
-        raise _End("not_our_mac")
-    if frame[_ETH + 8] <= 1:
-        raise _End("ttl_expired")
-    verdict, real = _choose(service, flow, known, room, _ends(frame, flow))
-    if real.mac is None:
-        raise _End("no_neighbour")
-    if frame[6:12] == _mac(real.mac):
-        raise _End("looped")
-    return verdict, real
-
-
-def expect(
-    world: World, frame: bytes, *, side: Side = Side.NEAR, known: Known | None = None, room: bool = True
-) -> Outcome:
-    """What the XDP program should do with a frame that comes in on `side`.
-
-    `known`: what the flow table says of its flow; `room`: whether the table would take another flow.
-    """
-    try:
-        verdict, real = _decide(world, frame, side, known, room)
-    except _End as end:
-        verdict = str(end)
-        dropped = ACTIONS[verdict] is Action.DROP
-        return Outcome(verdict, XdpAction.DROP if dropped else XdpAction.PASS, frame)
-    assert real.mac is not None and ACTIONS[verdict] is Action.FORWARD
-    sent = _mac(real.mac) + _mac(OUR_MAC[real.side]) + frame[12:_ETH] + less_one_ttl(frame[_ETH:])
-    return Outcome(verdict, XdpAction.TX if real.side is side else XdpAction.REDIRECT, sent)
+def _after(state: FlowState, p: Packet) -> FlowState:
+    """The state after one more packet within the same tick."""
+    if p.ends:
+        return FlowState.CLOSING
+    return FlowState.UNPROVEN if state is FlowState.CLOSING and p.starts else state
 
 
 def expect_probe(frame: bytes, real: RealSpec | None) -> Outcome:
     """What the TC program should do with our own frame to a real; None: the mark names no backend."""
     if real is None or real.mac is None:
         return Outcome("probe_no_backend", TcAction.SHOT, frame)
-    sent = _mac(real.mac) + _mac(OUR_MAC[real.side]) + frame[12:]
+    sent = oracle_send.probe(frame, read(frame)[0], real, read_tuple(frame).hash)
     return Outcome("probe", TcAction.OK if real.side is Side.NEAR else TcAction.REDIRECT, sent)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
 import pytest
 
-from tests.packets.cases import REAL_11, WEB, WEB_11_DOWN, entry
-from tests.packets.frames import tcp, udp
+from tests.packets import frames
+from tests.packets.cases_base import REAL_11, WEB, WEB_11_DOWN, entry, sampled_port
+from tests.packets.frames import IP_AT, lying
 from tests.packets.harness import Entry, Kernel
-from tests.packets.oracle import Tuple5, maglev_choice, read_tuple
+from tests.packets.oracle import SAMPLE, Tuple5, fragment_name, maglev_choice, read_tuple
 from tests.packets.world import DARK_VIP, WORLD
 from vc5py.dataplane import abi
 from vc5py.dataplane.abi import FlowState
 
-UNPROVEN, PROVING, ESTABLISHED, CLOSING = FlowState
+UNPROVEN, PROVING, CLOSING = FlowState.UNPROVEN, FlowState.PROVING, FlowState.CLOSING
+ESTABLISHED, STREAM = FlowState.ESTABLISHED, FlowState.STREAM
+# Of these flows every packet is looked up, as if it were in the tick of its sampling.
+tcp = partial(frames.tcp, sport=sampled_port())
+udp = partial(frames.udp, sport=sampled_port("udp", dport=443))
 FLOW: Tuple5 = read_tuple(tcp())
 HASH = FLOW.hash
 FIRST, SECOND = False, True
@@ -37,26 +43,61 @@ LATER = {
 }
 
 
+def occupy(kernel: Kernel, flow_set: int) -> None:
+    """Established flows of others in every way of a set."""
+    for way in range(abi.FLOW_WAYS):
+        kernel.put_word(flow_set, way, 0x1000 + way, kernel.value_of(entry(state=ESTABLISHED)))
+
+
+def test_a_new_connection_is_not_looked_for_where_it_can_hardly_be(kernel: Kernel) -> None:
+    """With room in its first set a SYN is recorded there without a look into the second one."""
+    kernel.put(HASH, entry(state=ESTABLISHED, second=SECOND))
+    assert kernel.run(tcp(flags="S")).verdict == "forwarded_new"
+    assert kernel.run(tcp(flags="A")).verdict == "forwarded_flow"
+
+
+def test_a_crowded_table_does_not_record_what_may_be_a_flood(kernel: Kernel) -> None:
+    before = int(kernel.maps.settings["flags"][0])
+    kernel.maps.settings["flags"] = before | abi.SETTING_CROWDED
+    try:
+        other = next(n for n in range(50001, 51000) if not read_tuple(tcp(sport=n)).sampled)
+        assert kernel.run(tcp(sport=other, flags="S")).verdict == "forwarded_stable"
+        assert not len(kernel.hashes())
+        assert kernel.run(tcp(flags="S")).verdict == "forwarded_new"  # in the tick of its sampling
+    finally:
+        kernel.maps.settings["flags"] = before
+
+
 @pytest.mark.parametrize(
     ("state", "column", "age", "second"),
-    list(product(FlowState, range(len(PACKETS)), (0, 1, 500), (FIRST, SECOND))),
+    list(product(SAME_TICK, range(len(PACKETS)), (0, 1, 500), (FIRST, SECOND))),
 )
 def test_every_state_and_packet(
     kernel: Kernel, state: FlowState, column: int, age: int, second: bool
 ) -> None:
     before = entry(state=state, age=age, second=second)
+    if second:  # where an entry is only while its first set is full
+        occupy(kernel, kernel.sets_of(HASH)[FIRST])
     kernel.put(HASH, before)
     assert kernel.run(tcp(flags=PACKETS[column])).verdict == "forwarded_flow"
     after = (LATER if age else SAME_TICK)[state][column]
     assert kernel.entry(HASH) == replace(before, state=after, age=0)
 
 
-@pytest.mark.parametrize("state", list(FlowState))
+@pytest.mark.parametrize("state", list(SAME_TICK))
 def test_udp_proves_itself_too(kernel: Kernel, state: FlowState) -> None:
     flow_hash = read_tuple(udp()).hash
     kernel.put(flow_hash, entry(state=state, age=1))
     kernel.run(udp())
-    assert kernel.entry(flow_hash) == entry(state=LATER[state][PACKETS.index("A")])
+    later = LATER[state][PACKETS.index("A")]
+    assert kernel.entry(flow_hash) == entry(state=STREAM if state is PROVING else later)
+
+
+def test_a_stream_stays_one(kernel: Kernel) -> None:
+    flow_hash = read_tuple(udp()).hash
+    kernel.put(flow_hash, entry(state=STREAM, age=1))
+    kernel.run(udp())
+    assert kernel.entry(flow_hash) == entry(state=STREAM)
 
 
 def test_a_flow_within_one_tick_proves_nothing(kernel: Kernel) -> None:
@@ -70,7 +111,7 @@ def test_promotion_over_real_ticks(ticking: Kernel) -> None:
     """By the kernel's own clock: one packet in each of three different ticks establishes a flow."""
     for expected in (UNPROVEN, PROVING, ESTABLISHED, ESTABLISHED):
         started = ticking.tick()
-        ticking.run(tcp(flags="A"))
+        ticking.run(tcp(flags="S"))  # always looked up
         recorded = ticking.entry(HASH)
         assert recorded is not None and recorded.state is expected
         wait_for_next_tick(ticking, started)
@@ -104,18 +145,45 @@ def test_connection_from_syn_to_reuse(kernel: Kernel) -> None:
     assert states == [UNPROVEN, UNPROVEN, CLOSING, CLOSING, UNPROVEN]
 
 
-@pytest.mark.parametrize("flags", PACKETS)
-@pytest.mark.parametrize("state", list(FlowState))
+@pytest.mark.parametrize("flags", ["S", "SA", "A"])
+@pytest.mark.parametrize("state", list(SAME_TICK))
 @pytest.mark.parametrize("second", [FIRST, SECOND])
 def test_rehash_replaces_the_entry_in_place(
     kernel: Kernel, flags: str, state: FlowState, second: bool
 ) -> None:
     kernel.install(WEB_11_DOWN)
+    if second:
+        occupy(kernel, kernel.sets_of(HASH)[FIRST])
     kernel.put(HASH, entry(state=state, age=9, second=second), way=2)
     assert kernel.run(tcp(flags=flags)).verdict == "forwarded_rehashed"
     chosen = maglev_choice(WEB_11_DOWN.service("web"), HASH)
     assert kernel.entry(HASH) == Entry("web", chosen, UNPROVEN, 0, second)
     assert kernel.run(tcp(flags="A")).verdict == "forwarded_flow"
+
+
+@pytest.mark.parametrize("flags", ["FA", "R", "SF"])
+def test_the_end_of_a_flow_whose_real_is_down_changes_nothing(kernel: Kernel, flags: str) -> None:
+    kernel.install(WEB_11_DOWN)
+    kernel.put(HASH, entry(age=9))
+    before = kernel.entry(HASH)
+    assert kernel.run(tcp(flags=flags)).verdict == "forwarded_ending"
+    assert kernel.entry(HASH) == before
+
+
+def test_a_flow_is_looked_up_in_one_tick_of_so_many(ticking: Kernel) -> None:
+    """A known flow of another real than its stable slot's: only the sampled packets follow the entry."""
+    frame = frames.tcp(flags="A")
+    known = entry(next(r.address for r in WEB.reals if r != maglev_choice(WEB, read_tuple(frame).hash)))
+    seen: dict[str | None, int] = {}
+    for _ in range(SAMPLE * 3):
+        tick = ticking.tick()
+        ticking.clear_flows()
+        ticking.put(read_tuple(frame).hash, known)
+        verdict = ticking.run(frame).verdict
+        seen[verdict] = seen.get(verdict, 0) + 1
+        wait_for_next_tick(ticking, tick)
+    assert seen.keys() == {"forwarded_flow", "forwarded_stable"}
+    assert 1 <= seen["forwarded_flow"] <= 5
 
 
 def test_a_flow_stays_when_its_real_comes_back(kernel: Kernel) -> None:
@@ -135,6 +203,16 @@ def test_known_flow_with_no_real_up_keeps_its_entry(kernel: Kernel) -> None:
     kernel.put(flow_hash, known)
     assert kernel.run(tcp(DARK_VIP, flags="A")).verdict == "no_backend"
     assert kernel.entry(flow_hash) == known
+
+
+@pytest.mark.parametrize("state", list(SAME_TICK))
+def test_only_a_fragments_entry_leads_fragments(kernel: Kernel, state: FlowState) -> None:
+    """An entry of that name that isn't about fragments is a flow whose hash happens to be the same."""
+    later = lying(frames.udp(), IP_AT + 6, b"\0\5")
+    kernel.put(fragment_name(later), entry(state=state))
+    assert kernel.run(later).verdict == "fragment_unknown"
+    kernel.put(fragment_name(later), entry(state=FlowState.FRAGMENT))
+    assert kernel.run(later).verdict == "forwarded_fragment"
 
 
 def test_an_ending_unknown_flow_is_not_recorded(kernel: Kernel) -> None:
@@ -218,7 +296,7 @@ def test_expiry_to_the_tick(kernel: Kernel, place: Place, state: FlowState) -> N
         # Unseen for longer than the one under test, but not expired.
         fill(kernel, {place: (state, age), other: (PROVING, kernel.timeout(PROVING))})
         kernel.run(tcp())
-        if state is PROVING and age == timeout:
+        if state in (UNPROVEN, PROVING) and age == timeout:
             continue  # two of equal worth
         assert place_taken(kernel) == expected
 

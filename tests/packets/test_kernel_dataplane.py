@@ -17,25 +17,35 @@ from hypothesis import strategies as st
 
 from vc5py.core import maglev
 from vc5py.core.identity import backend_identity, real_identity, service_identity
-from vc5py.dataplane import abi, flows, libbpf, maps
+from vc5py.dataplane import abi, flows, maps
 from vc5py.dataplane.base import Neighbour, Traffic
-from vc5py.dataplane.kernel import MIN_ROOM, QUARANTINE_S, TIMEOUTS_S, KernelDataplane
+from vc5py.dataplane.kernel import FRAGMENT_TIMEOUT_S, MIN_ROOM, QUARANTINE_S, KernelDataplane
 from vc5py.dataplane.maps import Maps, Sizes
+from vc5py.dataplane.servicemap import ServiceMap
+from vc5py.dataplane.tables import first_slot, size
 from vc5py.dataplane.ticks import TickClock
 from vc5py.errors import DataplaneError
 from vc5py.model import BackendId, BackendState, Desired, Protocol, ServiceState, VirtualServiceId
 
 SIZES = Sizes(
-    flow_sets=64, services=32, backends=256, slot_lines=1024, service_keys=64, cpus=2, interfaces=16
+    flow_sets=64,
+    services=32,
+    backends=256,
+    slot_lines=1024,
+    service_sets4=16,
+    service_sets6=16,
+    cpus=2,
+    interfaces=16,
 )
 TICKS = TickClock(250)
 VIP, VIP2 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
 REALS = tuple(IPv4Address("10.0.0.10") + n for n in range(40))
 HTTP, HTTPS, DNS = (80, Protocol.TCP), (443, Protocol.TCP), (53, Protocol.UDP)
 
+Key = tuple[int, ...]  # as it is stored
 # What a packet can find out: by key, the service, its backends by identity with their link words and
-# interfaces, and the backend's identity in every slot of its table.
-Visible = dict[bytes, tuple[int, dict[int, tuple[int, int]], tuple[int, ...]]]
+# interfaces, and the backend's identity in every slot of its table, stable or not.
+Visible = dict[Key, tuple[int, dict[int, tuple[int, int]], tuple[int, ...]]]
 
 
 def real_at(n: int) -> Neighbour:
@@ -54,7 +64,7 @@ class Bench:
         self.restart()
 
     def restart(self) -> None:
-        self.dataplane = KernelDataplane(self.maps, TICKS, lambda: self.now)
+        self.dataplane = KernelDataplane(self.maps, TICKS, clock=lambda: self.now)
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -64,12 +74,11 @@ class Bench:
         for n in reals or range(len(REALS)):
             self.dataplane.set_neighbour(REALS[n], real_at(n))
 
-    def lookup(self, key: bytes) -> int | None:
-        value = libbpf.lookup(self.maps.fds["services4"], key, 4)
-        return None if value is None else int.from_bytes(value, "little")
+    def lookup(self, key: Key) -> int | None:
+        return dict(ServiceMap(self.maps.services4).items()).get(key)
 
-    def installed_keys(self) -> set[bytes]:
-        return set(libbpf.keys(self.maps.fds["services4"], 8))
+    def installed_keys(self) -> set[Key]:
+        return {key for key, _ in ServiceMap(self.maps.services4).items()}
 
     def run_of(self, index: int) -> tuple[int, int]:
         word = int(self.maps.services["backends"][index])
@@ -81,7 +90,7 @@ class Bench:
         size = 1 << (word >> abi.TABLE_LOG2_SHIFT & 31)
         line = word & 0xFFFFFFFF
         lines = self.maps.slots[line : line + max(1, size // abi.SLOTS_PER_LINE)]
-        table: list[int] = lines.ravel()[:size].tolist()
+        table: list[int] = (lines.ravel()[:size] & ~np.uint16(abi.SLOT_UNSTABLE)).tolist()
         return table
 
     def visible(self) -> Visible:
@@ -89,14 +98,14 @@ class Bench:
         for key in self.installed_keys():
             index = self.lookup(key)
             assert index is not None
-            if key[4:] == bytes(4):
-                assert index == 0xFFFFFFFF
+            if not key[-1] >> 32 & 0xFFFFFF:
+                assert index == 0
                 seen[key] = (0, {}, ())
                 continue
             base, room = self.run_of(index)
             records = self.maps.backends[base : base + room]
             used = [row for row in records if int(row["link"]) >> 48]
-            links = {int(r["identity"]): (int(r["link"]), int(r["ifindex"])) for r in used}
+            links = {int(r["identity"]): (int(r["link"]), int(r["place"])) for r in used}
             assert len(links) == len(used)
             table = tuple(
                 0 if slot == abi.SLOT_NONE else int(records["identity"][slot]) for slot in self.slots(index)
@@ -123,7 +132,7 @@ class Bench:
         self.maps.flows[at]["value"], self.maps.flows[at]["tag"] = value, value ^ flow_hash
         return at
 
-    def flow_goes_to(self, key: bytes, at: tuple[int, int]) -> int | None:
+    def flow_goes_to(self, key: Key, at: tuple[int, int]) -> int | None:
         """The identity of the backend that the entry sends packets for this key to, None: to no one."""
         value, index = int(self.maps.flows[at]["value"]), self.lookup(key)
         if not value & abi.FLOW_VALID or index is None:
@@ -178,8 +187,12 @@ def desired(*services: ServiceState) -> Desired:
     return Desired(services)
 
 
-def http_key(vip: IPv4Address = VIP) -> bytes:
-    return abi.service_key4(vip, 80, 6)
+def key_of(vip: IPv4Address, port: int, protocol: int) -> Key:
+    return (abi.service_key(port, protocol) | int.from_bytes(vip.packed, "little"),)
+
+
+def http_key(vip: IPv4Address = VIP) -> Key:
+    return key_of(vip, 80, 6)
 
 
 def fresh(wanted: Desired) -> Visible:
@@ -196,10 +209,10 @@ def test_installed_service_is_what_was_wanted(bench: Bench) -> None:
     bench.meet(0, 1)
     bench.dataplane.apply(desired(service("+-+", ports=(HTTP, DNS))))
     mac = [abi.mac_to_word(real_at(n).mac) for n in range(3)]
-    up, reachable = abi.BACKEND_UP, abi.BACKEND_REACHABLE
+    up, reachable = abi.BACKEND_UP, abi.BACKEND_REACHABLE | abi.BACKEND_ON_LINK
     identity, links, table = bench.visible()[http_key()]
     assert len(table) == maglev.table_size(3)
-    assert bench.installed_keys() == {http_key(), abi.service_key4(VIP, 53, 17), abi.service_key4(VIP, 0, 0)}
+    assert bench.installed_keys() == {http_key(), key_of(VIP, 53, 17), key_of(VIP, 0, 0)}
     assert identity == service_identity(VirtualServiceId("web", VIP))
     assert links == {
         backend_identity(backend(0)): (mac[0] | (up | reachable) << 48, real_at(0).ifindex),
@@ -241,7 +254,8 @@ def test_a_change_of_health_moves_only_the_slots_of_that_real(bench: Bench) -> N
 
 def test_settings_hold_the_timeouts_in_ticks(bench: Bench) -> None:
     timeouts = bench.maps.settings["timeout"][0].tolist()
-    assert timeouts[:4] == [round(seconds / TICKS.tick_s) for seconds in TIMEOUTS_S.values()]
+    seconds = [120, 120, 10, FRAGMENT_TIMEOUT_S, 3600, 300]  # model.Timeouts, in the order of FlowState
+    assert timeouts == [*(round(s / TICKS.tick_s) for s in seconds), 0, 0]
 
 
 def test_applying_twice_writes_nothing(bench: Bench) -> None:
@@ -257,7 +271,7 @@ def test_removed_service_leaves_nothing_that_a_packet_finds(bench: Bench) -> Non
     bench.dataplane.apply(desired(service("++", ports=(HTTP, HTTPS)), service("+", name="dns", vip=VIP2)))
     _, _, at = bench.place(backend(0))
     bench.dataplane.apply(desired(service("+", name="dns", vip=VIP2)))
-    assert bench.installed_keys() == {http_key(VIP2), abi.service_key4(VIP2, 0, 0)}
+    assert bench.installed_keys() == {http_key(VIP2), key_of(VIP2, 0, 0)}
     assert bench.maps.backends["link"][at] == 0
     assert bench.dataplane.mark_of(backend(0)) is None
     assert not bench.dataplane.was_up(backend(0))
@@ -266,7 +280,7 @@ def test_removed_service_leaves_nothing_that_a_packet_finds(bench: Bench) -> Non
 def test_vip_stays_known_while_another_service_uses_it(bench: Bench) -> None:
     bench.dataplane.apply(desired(service("+"), service("+", name="dns", ports=(DNS,))))
     bench.dataplane.apply(desired(service("+")))
-    assert bench.installed_keys() == {http_key(), abi.service_key4(VIP, 0, 0)}
+    assert bench.installed_keys() == {http_key(), key_of(VIP, 0, 0)}
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -298,7 +312,7 @@ def test_service_grows_beyond_its_room_and_keeps_flows_and_counters(bench: Bench
 
 
 def test_what_a_service_has_outgrown_is_used_again() -> None:
-    with open_bench(Sizes(64, 32, 7 * MIN_ROOM, 1024, 64, 2, 16)) as bench:
+    with open_bench(Sizes(64, 32, 7 * MIN_ROOM, 1024, 16, 16, 2, 16)) as bench:
         for count in (MIN_ROOM, 2 * MIN_ROOM, 4 * MIN_ROOM):
             bench.dataplane.apply(desired(service("+" * count)))
             bench.pass_time(QUARANTINE_S)
@@ -342,7 +356,7 @@ def test_place_of_a_removed_service_rests_until_its_flows_are_purged(bench: Benc
     bench.pass_time(QUARANTINE_S)
     bench.dataplane.apply(desired(service("+", name="second"), service("+", name="third", ports=(DNS,))))
     assert bench.place(backend(0, name="third"))[::2] == (index, at)
-    assert bench.flow_goes_to(abi.service_key4(VIP, 53, 17), flow) is None
+    assert bench.flow_goes_to(key_of(VIP, 53, 17), flow) is None
 
 
 def test_services_with_the_same_reals_share_a_table(bench: Bench) -> None:
@@ -377,9 +391,9 @@ def fresh_without_neighbours(wanted: Desired) -> Visible:
 @pytest.mark.parametrize(
     ("sizes", "what"),
     [
-        (Sizes(64, 1, 64, 1024, 64, 2, 16), "services"),
-        (Sizes(64, 32, MIN_ROOM, 1024, 64, 2, 16), "backends"),
-        (Sizes(64, 32, 256, 9, 64, 2, 16), "lines of Maglev slots"),
+        (Sizes(64, 1, 64, 1024, 16, 16, 2, 16), "services"),
+        (Sizes(64, 32, MIN_ROOM, 1024, 16, 16, 2, 16), "backends"),
+        (Sizes(64, 32, 256, 9, 16, 16, 2, 16), "lines of Maglev slots"),
     ],
 )
 def test_what_has_no_room_is_refused_and_tried_again_in_vain_without_harm(sizes: Sizes, what: str) -> None:
@@ -390,7 +404,7 @@ def test_what_has_no_room_is_refused_and_tried_again_in_vain_without_harm(sizes:
         for _ in range(40):
             with pytest.raises(DataplaneError, match=f"no room for .* {what}"):
                 bench.dataplane.apply(desired(first, second))
-        assert {key: seen for key, seen in bench.visible().items() if key[:4] == VIP.packed} == before
+        assert {key: seen for key, seen in bench.visible().items() if key in before} == before
         bench.dataplane.counters()
         bench.dataplane.apply(desired(first))
         bench.pass_time(QUARANTINE_S)
@@ -408,7 +422,8 @@ def test_neighbour_is_written_to_every_backend_on_the_real(bench: Bench) -> None
     both = service("+"), service("-", name="other", vip=VIP2)
     bench.dataplane.apply(desired(*both))
     bench.dataplane.set_neighbour(REALS[0], Neighbour(7, "02:00:00:00:00:77"))
-    word = abi.mac_to_word("02:00:00:00:00:77") | abi.BACKEND_REACHABLE << 48
+    flags = abi.BACKEND_REACHABLE | abi.BACKEND_ON_LINK
+    word = abi.mac_to_word("02:00:00:00:00:77") | flags << 48
     links = [link for _, links, _ in bench.visible().values() for link in links.values()]
     assert sorted(links) == [(word, 7), (word | abi.BACKEND_UP << 48, 7)]
     bench.dataplane.set_neighbour(REALS[0], None)
@@ -476,7 +491,7 @@ def test_restart_takes_keys_away_that_nobody_wants_any_more(bench: Bench) -> Non
     bench.dataplane.apply(desired(service("+", ports=(HTTP, HTTPS)), service("+", name="gone", vip=VIP2)))
     bench.restart()
     bench.dataplane.apply(desired(service("+")))
-    assert bench.installed_keys() == {http_key(), abi.service_key4(VIP, 0, 0)}
+    assert bench.installed_keys() == {http_key(), key_of(VIP, 0, 0)}
 
 
 def test_restart_before_a_purge_sends_no_flow_to_the_wrong_backend(bench: Bench) -> None:
@@ -487,7 +502,7 @@ def test_restart_before_a_purge_sends_no_flow_to_the_wrong_backend(bench: Bench)
     after = desired(service("+.++++"), service(".+", name="new", ports=(DNS,)))
     bench.dataplane.apply(after)
     assert bench.flow_goes_to(http_key(), gone) is None
-    assert bench.flow_goes_to(abi.service_key4(VIP, 53, 17), left) is None
+    assert bench.flow_goes_to(key_of(VIP, 53, 17), left) is None
 
 
 def test_backend_that_left_and_came_back_is_up_after_a_restart(bench: Bench) -> None:
@@ -513,6 +528,43 @@ def test_new_service_is_told_where_a_known_real_is_after_a_restart(bench: Bench)
     bench.dataplane.apply(desired(new, old))
     bench.meet()
     assert bench.visible() == fresh(desired(new, old))
+
+
+def test_after_an_orderly_stop_everything_is_there_but_nothing_is_up(bench: Bench) -> None:
+    wanted = desired(service("+-+"), service("++", name="other", vip=VIP2))
+    bench.meet()
+    bench.dataplane.apply(wanted)
+    flow = bench.record_flow(backend(2), 77)
+    before = bench.visible()
+    bench.dataplane.rest()
+    bench.restart()
+    assert not any(bench.dataplane.was_up(backend(n)) for n in range(3))
+    assert bench.flow_goes_to(http_key(), flow) is None
+    bench.dataplane.apply(desired(service("---"), service("--", name="other", vip=VIP2)))
+    bench.pass_time(2 * QUARANTINE_S)
+    bench.dataplane.apply(wanted)
+    assert bench.visible() == before
+    assert bench.flow_goes_to(http_key(), flow) == backend_identity(backend(2))
+
+
+@pytest.mark.parametrize(
+    ("share", "lossy", "crowded"), [(0.3, False, False), (0.5, True, False), (1.0, True, True)]
+)
+def test_restarted_control_plane_knows_how_full_the_flow_table_is(
+    bench: Bench, share: float, lossy: bool, crowded: bool
+) -> None:
+    """... before the first change, which must remember what may have found no place."""
+    for up in ("-", "+"):  # a first table of which nothing is known: nothing to remember
+        bench.dataplane.apply(desired(service(up)))
+    owner = flows.owner(*bench.place(backend(0))[:2])
+    value = abi.FLOW_VALID | TICKS.now() << abi.FLOW_TICK_SHIFT | 4 << abi.FLOW_STATE_SHIFT | owner
+    bench.maps.flows["value"].reshape(-1)[: int(256 * share)] = value
+    bench.restart()
+    bench.dataplane.apply(desired(service("++")))
+    word = int(bench.maps.services["previous"][0])
+    table = bench.maps.slots.reshape(-1)[first_slot(word) :][: size(word)]
+    assert bool((table == bench.place(backend(0))[1]).any()) == lossy
+    assert bool(int(bench.maps.settings["flags"][0]) & abi.SETTING_CROWDED) == crowded
 
 
 # Any sequence

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import os
 import socket
 import ssl
 import struct
@@ -473,10 +472,6 @@ def in_new_network(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         raise failures[0]
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and SO_MARK need root")
-
-
-@needs_root
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_the_syn_itself_carries_the_mark(address: str) -> None:
     """The kernel copies the mark of a SYN to the accepted socket when told so: seen from the other end."""
@@ -498,7 +493,6 @@ def test_the_syn_itself_carries_the_mark(address: str) -> None:
     in_new_network(main)
 
 
-@needs_root
 def test_without_a_route_the_vip_is_unreachable() -> None:
     async def main() -> None:
         result = await probe(IPv4Address("192.0.2.1"), http_check(80), 1, None)
@@ -508,7 +502,6 @@ def test_without_a_route_the_vip_is_unreachable() -> None:
     in_new_network(main)
 
 
-@needs_root
 def test_thousands_of_probes_leave_no_time_wait() -> None:
     async def main() -> None:
         async with serving(answers(OK_RESPONSE)) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ def empty(sets: int) -> Table:
 
 def value_of(service: int, local: int, state: int = 2, tick: int = 7) -> int:
     low = flows.owner(service, local)
-    return abi.FLOW_VALID | tick << abi.FLOW_TICK_SHIFT | state << abi.FLOW_STATE_SHIFT | low
+    return abi.FLOW_VALID | (tick & 0xFFFF) << abi.FLOW_TICK_SHIFT | state << abi.FLOW_STATE_SHIFT | low
 
 
 def put(table: Table, set_: int, way: int, flow_hash: int, value: int) -> None:
@@ -126,3 +127,95 @@ def test_what_finds_no_place_is_counted() -> None:
     old, new = empty(8), empty(1)
     assert len(recorded(old, 9, seed=1)) == 9
     assert flows.carry_over(old, new) == 9 - abi.FLOW_WAYS
+
+
+# Flows against the slots that they are in
+
+
+BASE, MASK = 64, 255  # of service 1's table in the arena
+NOW = 5
+TIMEOUTS = np.array([120, 120, 10, 30, 3600, 300, 0, 0], dtype=np.uint16)
+
+
+def arena(*named: tuple[int, int]) -> NDArray[np.uint16]:
+    """Slots that name backend 0, but for the given ones."""
+    slots = np.zeros(BASE + MASK + 1 + 32, dtype=np.uint16)
+    for slot, local in named:
+        slots[BASE + slot] = local
+    return slots
+
+
+def watched() -> flows.Watched:
+    base = np.full(abi.MAX_SERVICES, -1, dtype=np.int64)
+    mask = np.zeros(abi.MAX_SERVICES, dtype=np.uint64)
+    base[1], mask[1] = BASE, MASK
+    return flows.Watched(base, mask, TIMEOUTS, NOW)
+
+
+def in_slot(slot: int, other: int = 0) -> int:
+    """A flow's hash in that slot, by bits 40 to 55."""
+    return slot << 40 | other << 56 | other
+
+
+@pytest.mark.parametrize("unstable", [0, abi.SLOT_UNSTABLE])
+def test_conflict_is_a_live_flow_of_another_backend(unstable: int) -> None:
+    table = empty(4)
+    slots = arena((7, 3 | unstable), (8, 3), (255, 3))
+    put(table, 0, 0, in_slot(7), value_of(1, 2, state=4, tick=NOW))
+    put(table, 0, 1, in_slot(7, 1), value_of(1, 1, state=4, tick=NOW))
+    put(table, 1, 0, in_slot(8), value_of(1, 3, state=4, tick=NOW))  # the slot's own
+    put(table, 1, 1, in_slot(9), value_of(2, 2, state=4, tick=NOW))  # of a service that isn't watched
+    put(table, 2, 0, in_slot(0xFFFF), value_of(1, 2, state=4, tick=NOW))  # the table is smaller
+    put(table, 2, 1, in_slot(20), value_of(1, 2, state=abi.FlowState.FRAGMENT, tick=NOW))
+    put(table, 3, 0, in_slot(30), value_of(1, 2, state=0, tick=NOW - 121))  # dead
+    put(table, 3, 1, in_slot(31), value_of(1, 2, state=0, tick=NOW) & ~abi.FLOW_VALID)
+    assert flows.conflicts(table, slots, watched()).tolist() == [BASE + 7, BASE + 255]
+    assert flows.conflicts(empty(2), slots, watched()).tolist() == []
+
+
+def test_strays_are_forgotten_dead_or_not_where_it_is_said() -> None:
+    table = empty(2)
+    put(table, 0, 0, in_slot(7), value_of(1, 2, state=0, tick=60000))
+    put(table, 0, 1, in_slot(7, 1), value_of(1, 0, state=0, tick=60000))
+    put(table, 1, 0, in_slot(8), value_of(1, 2, state=4, tick=NOW))
+    put(table, 1, 1, in_slot(7), value_of(2, 2))
+    put(table, 1, 2, in_slot(7), value_of(1, 2, state=abi.FlowState.FRAGMENT))
+    slots = arena()
+    where = np.zeros(len(slots), dtype=bool)
+    where[BASE + 7] = True
+    assert flows.forget_strays(table, slots, watched(), where) == 1
+    assert int(table["value"][0, 0]) == 0
+    assert np.count_nonzero(table["value"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("age", "state", "alive"),
+    [
+        (0, 0, True),
+        (120, 0, True),
+        (121, 0, False),
+        (10, 2, True),
+        (11, 2, False),
+        (3600, 4, True),
+        (3601, 4, False),
+        (300, 5, True),
+        (301, 5, False),
+        (-16, 0, True),  # written by a CPU that is a moment ahead
+        (-17, 0, False),
+        (32768, 4, False),
+    ],
+)
+@pytest.mark.parametrize("now", [NOW, 0, 65535, 40000])
+def test_live(age: int, state: int, alive: bool, now: int) -> None:
+    value = np.array([value_of(1, 1, state=state, tick=(now - age) & 0xFFFF)], dtype=np.uint64)
+    assert flows.live(value, TIMEOUTS, now).tolist() == [alive]
+
+
+def test_live_share_is_that_of_the_entries() -> None:
+    table = empty(64)
+    for n in range(64):
+        put(table, n, 0, n, value_of(1, 1, state=4, tick=NOW))
+        put(table, n, 1, n, value_of(1, 1, state=2, tick=NOW - 100))
+    assert flows.live_share(table, 64, TIMEOUTS, NOW) == 0.25
+    assert flows.live_share(table, 8, TIMEOUTS, NOW) == 0.25
+    assert flows.live_share(empty(4), 64, TIMEOUTS, NOW) == 0

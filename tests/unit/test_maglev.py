@@ -1,4 +1,4 @@
-"""The Maglev table: against the paper's algorithm written plainly, and by its promises."""
+"""The Maglev table: against the same matching found step by step, and by its promises."""
 
 from __future__ import annotations
 
@@ -18,27 +18,21 @@ sizes = st.sampled_from([64, 256, 512])
 
 
 def plain(members: dict[int, int], size: int) -> list[int]:
-    """Section 3.4 of the paper, one step at a time: by slot the identity, 0 where there is none."""
+    """Step by step, the first in rank first: a slot goes to whoever comes to it first and still wants one."""
     ranked = sorted(members)
-    exact = {one: members[one] * size / max(1, sum(members.values())) for one in ranked}
-    left = {one: int(exact[one]) for one in ranked}
+    total = max(1, sum(members.values()))
+    left = {one: members[one] * size // total for one in ranked}
     if any(members.values()):
-        by_remainder = sorted(ranked, key=lambda one: -(exact[one] - left[one]))
+        by_remainder = sorted(ranked, key=lambda one: -(members[one] * size % total))
         for one in by_remainder[: size - sum(left.values())]:
             left[one] += 1
     table = [0] * size
-    position = dict.fromkeys(ranked, 0)
-    while any(left.values()):
+    for step in range(size):
         for one in ranked:
-            if not left[one]:
-                continue
-            while True:
-                slot = ((one >> 8) + position[one] * (one >> 32 | 1)) % size
-                position[one] += 1
-                if not table[slot]:
-                    break
-            table[slot] = one
-            left[one] -= 1
+            slot = ((one >> 8) + step * (one >> 32 | 1)) % size
+            if left[one] and not table[slot]:
+                table[slot] = one
+                left[one] -= 1
     return table
 
 
@@ -85,15 +79,16 @@ def test_quotas_give_the_rest_to_the_largest_remainders() -> None:
     assert maglev.quotas([1, 5, 1], 16).tolist() == [2, 12, 2]  # 2.29, 11.43, 2.29
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 24])
-def test_without_weights_it_is_the_papers_table(count: int) -> None:
-    chosen = dict.fromkeys(some_ids(count), 1)
-    assert sorted(Counter(named(chosen, 256)).values()) == sorted(Counter(plain(chosen, 256)).values())
-    assert _overlap(named(chosen, 256), plain(chosen, 256)) > 0.9
+@settings(max_examples=60)
+@given(members, sizes)
+def test_it_is_the_table_made_step_by_step(chosen: dict[int, int], size: int) -> None:
+    assert named(chosen, size) == plain(chosen, size)
 
 
-def _overlap(one: list[int], other: list[int]) -> float:
-    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+def test_reals_with_the_same_way_share_it() -> None:
+    """Identities that differ in bits that neither offset nor stride are made of."""
+    chosen = {(1 << 60) + (n << 52) + 0x1234500: 1 for n in range(1, 5)}
+    assert named(chosen, 256) == plain(chosen, 256)
 
 
 def test_table_never_changes_between_versions() -> None:
@@ -102,19 +97,47 @@ def test_table_never_changes_between_versions() -> None:
     assert "".join(map(str, table)) == PINNED
 
 
-PINNED = "1021120021101111021120021121121021120021120112012111112002110011"
+PINNED = "1021120021101121021120021121121021120021120111012111112002110011"
+
+
+# Reals -> the most of the others' slots that may move when one leaves, as a share of 65,536.
+MOVED = {3: 0.001, 10: 0.0022, 100: 0.0045, 1000: 0.0045}
+
+
+@pytest.mark.parametrize(("count", "most"), MOVED.items())
+def test_losing_one_real_moves_few_slots_of_the_others(count: int, most: float) -> None:
+    ids = some_ids(count)
+    before = maglev.build(ids, [1] * count, maglev.MAX_SLOTS)
+    moved = []
+    for gone in range(0, count, -(-count // 10)):
+        weights = [int(n != gone) for n in range(count)]
+        after = maglev.build(ids, weights, maglev.MAX_SLOTS)
+        moved.append(float(np.mean((before != after) & (before != gone))))
+    print(f"{count} reals: {np.mean(moved):.3%} of others' slots moved on average, {max(moved):.3%} at most")
+    assert np.mean(moved) < most
 
 
 @settings(max_examples=30)
-@given(st.integers(3, 24), st.integers(0, 23))
-def test_losing_one_real_moves_few_slots_of_the_others(count: int, victim: int) -> None:
+@given(st.integers(2, 24), st.integers(0, 23), st.sampled_from([0, 2]))
+def test_a_change_of_one_real_moves_few_slots_in_a_small_table(count: int, which: int, weight: int) -> None:
     ids = some_ids(count)
     size = maglev.table_size(count)
-    gone = ids[victim % count]
+    changed = ids[which % count]
     before = named(dict.fromkeys(ids, 1), size)
-    after = named(dict.fromkeys([one for one in ids if one != gone], 1), size)
-    moved = sum(a != b for a, b in zip(before, after, strict=True) if a != gone)
-    assert moved < size * 0.1
+    after = named(dict.fromkeys(ids, 1) | {changed: weight}, size)
+    moved = sum(a != b and changed not in (a, b) for a, b in zip(before, after, strict=True))
+    assert moved < size * 0.03
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(0, 99))
+def test_shares_are_within_a_percent_of_the_weights(weights: list[int], seed: int) -> None:
+    """Where every real has a hundred slots or more on average per unit of weight."""
+    ids = some_ids(100 + seed)[: len(weights)]
+    size = 1 << (100 * sum(weights) - 1).bit_length()
+    counts = np.bincount(maglev.build(ids, weights, size), minlength=len(ids))
+    wanted = np.array(weights) * size / sum(weights)
+    assert (abs(counts - wanted) / wanted < 0.01).all()
 
 
 def test_many_reals_and_the_largest_table() -> None:

@@ -1,4 +1,6 @@
-"""The arena of Maglev tables: sharing, and lines that nobody writes while somebody reads them."""
+"""The arena of Maglev tables: sharing, what is unstable and remembered, and lines that nobody writes while
+somebody reads them.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +8,72 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from vc5py.core import maglev
 from vc5py.dataplane import abi
-from vc5py.dataplane.tables import Members, TableArena, lines_for
+from vc5py.dataplane.tables import (
+    NO_TABLES,
+    SETTLE_RETRY_S,
+    SETTLE_STEP_S,
+    Members,
+    TableArena,
+    Tables,
+    first_slot,
+    lines_for,
+    size,
+)
 from vc5py.errors import DataplaneError
 
 ONE: Members = ((0, 111, 1),)
 TWO: Members = ((0, 111, 1), (3, 222 << 40, 2))
 LINES = lines_for(2)
+SETTLE_S = 120.0
+NONE, UNSTABLE = abi.SLOT_NONE, abi.SLOT_UNSTABLE
 
 
 class Arena:
+    """An arena and the flow table's part: `live` are positions with a live flow of another backend."""
+
     def __init__(self, lines: int) -> None:
         self.slots = np.full((lines, abi.SLOTS_PER_LINE), 0xDEAD, dtype=np.uint16)
-        self.tables = TableArena(self.slots, quarantine_s=1.0)
+        self.live: set[int] = set()
+        self.forgotten: list[int] = []
+        self.reopen()
+
+    def reopen(self) -> None:
+        self.tables = TableArena(self.slots, quarantine_s=1.0, settle_s=SETTLE_S)
 
     def read(self, word: int) -> list[int]:
         """As the XDP program reads it."""
-        size = 1 << (word >> abi.TABLE_LOG2_SHIFT & 31)
-        flat: list[int] = self.slots.ravel()[(word & 0xFFFFFFFF) * abi.SLOTS_PER_LINE :][:size].tolist()
+        number = 1 << (word >> abi.TABLE_LOG2_SHIFT & 31)
+        flat: list[int] = self.slots.ravel()[(word & 0xFFFFFFFF) * abi.SLOTS_PER_LINE :][:number].tolist()
         return flat
+
+    def unstable(self, tables: Tables) -> set[int]:
+        return {n for n, slot in enumerate(self.read(tables.current)) if slot & UNSTABLE}
+
+    def remembered(self, tables: Tables) -> dict[int, int]:
+        return {n: slot for n, slot in enumerate(self.read(tables.previous)) if slot != NONE}
+
+    def first(self, members: Members = TWO, reals: int = 2) -> Tables:
+        return self.tables.acquire(members, reals, NO_TABLES, 0.0)
+
+    def settle(self, now: float) -> None:
+        self.tables.settle(now, self)
+
+    def settle_fully(self, now: float) -> None:
+        self.settle(now)
+        self.settle(now + SETTLE_STEP_S)
+
+    # tables.FlowScan
+
+    def conflicts(self) -> NDArray[np.int64]:
+        return np.array(sorted(self.live), dtype=np.int64)
+
+    def forget(self, settled: NDArray[np.bool_]) -> None:
+        self.forgotten += np.flatnonzero(settled).tolist()
+        assert (self.slots.ravel()[settled] & UNSTABLE).all(), "forgotten before the slot is stable"
 
 
 def expected(members: Members, reals: int) -> list[int]:
@@ -34,90 +81,284 @@ def expected(members: Members, reals: int) -> list[int]:
     return [members[pick][0] for pick in picks]
 
 
+def changed(before: Members, after: Members, reals: int = 2) -> dict[int, int]:
+    """By slot what it named before."""
+    pairs = zip(expected(before, reals), expected(after, reals), strict=True)
+    return {n: old for n, (old, new) in enumerate(pairs) if old != new}
+
+
+# What a table holds
+
+
 def test_word_0_leads_to_an_empty_slot() -> None:
-    assert Arena(40).read(0) == [abi.SLOT_NONE]
+    assert Arena(40).read(0) == [NONE]
 
 
 @pytest.mark.parametrize(("members", "reals"), [(ONE, 1), (TWO, 2), (TWO, 9)])
-def test_table_names_the_members(members: Members, reals: int) -> None:
+def test_first_table_names_the_members_and_is_stable(members: Members, reals: int) -> None:
     arena = Arena(200)
-    word = arena.tables.acquire(members, reals)
-    assert arena.read(word) == expected(members, reals)
-    assert len(arena.read(word)) == maglev.table_size(reals)
-    assert arena.read(0) == [abi.SLOT_NONE]
+    tables = arena.first(members, reals)
+    assert arena.read(tables.current) == expected(members, reals)
+    assert len(arena.read(tables.current)) == maglev.table_size(reals)
+    assert tables.previous == 0
+    assert arena.read(0) == [NONE]
 
 
 def test_table_without_weight_is_empty() -> None:
     arena = Arena(40)
-    assert set(arena.read(arena.tables.acquire(((0, 1, 0),), 1))) == {abi.SLOT_NONE}
+    assert set(arena.read(arena.first(((0, 1, 0),), 1).current)) == {NONE}
 
 
-def test_same_members_and_size_share_others_do_not() -> None:
+@pytest.mark.parametrize("remember", [True, False])
+def test_changed_slots_are_unstable_and_what_they_named_is_remembered(remember: bool) -> None:
+    """Whether the flow table has lost flows or not: packets through stable slots weren't recorded."""
     arena = Arena(400)
-    word = arena.tables.acquire(TWO, 2)
-    assert arena.tables.acquire(TWO, 2) == word
-    assert len({word, arena.tables.acquire(ONE, 2), arena.tables.acquire(TWO, 9)}) == 3
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0, remember=remember)
+    assert [slot & ~UNSTABLE for slot in arena.read(tables.current)] == expected(TWO, 2)
+    assert arena.unstable(tables) == changed(ONE, TWO).keys()
+    assert arena.remembered(tables) == changed(ONE, TWO)
+
+
+@pytest.mark.parametrize("remember", [True, False])
+def test_slot_that_changes_again_remembers_the_first(remember: bool) -> None:
+    """... and what it named in between, where its packets were recorded, only if that may have been lost."""
+    other: Members = ((5, 333 << 30, 1),)
+    arena = Arena(400)
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0)
+    arena.settle(SETTLE_S)  # the first step: nothing is remembered any more, but all is recorded
+    last = arena.tables.acquire(other, 2, tables, 0.0, remember=remember)
+    assert arena.unstable(last) == set(range(len(expected(other, 2))))
+    waiting, named = changed(ONE, TWO), expected(TWO, 2)
+    stable = {n: slot for n, slot in enumerate(named) if n not in waiting}
+    assert arena.remembered(last) == (dict(enumerate(named)) if remember else stable)
+    again = arena.tables.acquire(ONE, 2, arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0), 0.0)
+    assert arena.remembered(again) == changed(ONE, TWO)
+
+
+def test_unsure_makes_all_unstable_and_remembers_nothing() -> None:
+    arena = Arena(400)
+    for before in (NO_TABLES, arena.first(TWO)):
+        tables = arena.tables.acquire(TWO, 2, before, 0.0, unsure=True)
+        assert len(arena.unstable(tables)) == len(expected(TWO, 2))
+        assert arena.remembered(tables) == {}
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 9), (9, 2)])
+def test_table_of_another_size_remembers_by_the_larger(before: int, after: int) -> None:
+    arena = Arena(600)
+    first = arena.first(TWO, before)
+    tables = arena.tables.acquire(TWO, after, first, 0.0)
+    old, new = expected(TWO, before), expected(TWO, after)
+    length = max(len(old), len(new))
+    differ = {n for n in range(length) if old[n % len(old)] != new[n % len(new)]}
+    assert arena.unstable(tables) == {n % len(new) for n in differ}
+    past = arena.read(tables.previous)
+    assert all(past[n % len(past)] == old[n % len(old)] for n in differ)
+
+
+# Settling
+
+
+def test_nothing_settles_before_its_time() -> None:
+    arena = Arena(400)
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 10.0)
+    arena.settle(10.0 + SETTLE_S - 0.01)
+    assert arena.remembered(tables) == changed(ONE, TWO)
+
+
+def test_settling_takes_two_steps() -> None:
+    arena = Arena(400)
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0)
+    arena.settle(SETTLE_S)
+    assert arena.remembered(tables) == {}
+    assert arena.unstable(tables) == changed(ONE, TWO).keys()
+    assert arena.forgotten == []
+    arena.settle(SETTLE_S + SETTLE_STEP_S)
+    assert arena.read(tables.current) == expected(TWO, 2)
+    start = first_slot(tables.current)
+    assert arena.forgotten == [start + n for n in sorted(changed(ONE, TWO))]
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_slot_with_a_live_flow_stays_unstable_as_long_as_that_lives(step: int) -> None:
+    """Whether it was there all along or comes between the steps."""
+    arena = Arena(400)
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0)
+    busy = min(changed(ONE, TWO))
+    for number in range(1000):
+        if number == step:
+            arena.live = {first_slot(tables.current) + busy}
+        arena.settle(SETTLE_S + number * SETTLE_STEP_S)
+    assert arena.unstable(tables) == {busy}
+    assert arena.remembered(tables) == ({busy: 0} if step == 0 else {})
+    assert first_slot(tables.current) + busy not in arena.forgotten
+    arena.live = set()
+    arena.settle_fully(5000.0)
+    assert arena.unstable(tables) == set()
+
+
+def test_live_flows_are_looked_at_now_and_then_only() -> None:
+    """A look reads the whole flow table."""
+    arena = Arena(400)
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0)
+    start = first_slot(tables.current)
+    arena.live = {start + n for n in range(size(tables.current))}
+    looks = []
+    arena.conflicts = lambda: looks.append(1) or Arena.conflicts(arena)  # type: ignore[method-assign,func-returns-value]
+    for second in range(100):
+        arena.settle(SETTLE_S + second)
+    assert len(looks) == 100 / SETTLE_RETRY_S
+
+
+def test_what_settled_once_is_looked_at_no_more() -> None:
+    arena = Arena(400)
+    arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0)
+    arena.settle_fully(SETTLE_S)
+    arena.conflicts = None  # type: ignore[method-assign,assignment]
+    arena.settle(10 * SETTLE_S)
+
+
+def test_smaller_table_settles_when_all_that_it_folds_is_calm() -> None:
+    arena = Arena(600)
+    tables = arena.tables.acquire(TWO, 2, arena.first(TWO, 9), 0.0)
+    assert size(tables.previous) > size(tables.current)
+    arena.settle_fully(SETTLE_S)
+    assert arena.read(tables.current) == expected(TWO, 2)
+
+
+def test_adopted_tables_settle_after_a_full_time() -> None:
+    arena = Arena(400)
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0)
+    arena.reopen()
+    arena.tables.adopt(tables, 1000.0)
+    arena.settle(1000.0 + SETTLE_S - 0.01)
+    assert arena.remembered(tables) == changed(ONE, TWO)
+    arena.settle_fully(1000.0 + SETTLE_S)
+    assert arena.unstable(tables) == set()
+
+
+# Sharing
+
+
+def test_same_members_size_and_past_share_others_do_not() -> None:
+    arena = Arena(600)
+    first = arena.first()
+    assert arena.first() == first
+    others = [arena.first(ONE), arena.first(TWO, 9), arena.tables.acquire(TWO, 2, first, 0.0)]
+    assert len({first, *others}) == 4
+
+
+def test_who_comes_later_gets_a_full_time_to_settle() -> None:
+    arena = Arena(400)
+    first = arena.first(ONE)
+    tables = arena.tables.acquire(TWO, 2, first, 0.0)
+    assert arena.tables.acquire(TWO, 2, first, 100.0) == tables
+    arena.settle(SETTLE_S)
+    assert arena.remembered(tables) == changed(ONE, TWO)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_table_that_has_begun_to_settle_is_not_shared(steps: int) -> None:
+    """The newcomer's flows are where the shared past says; that table's bits say so no more."""
+    arena = Arena(600)
+    first = arena.first(ONE)
+    tables = arena.tables.acquire(TWO, 2, first, 0.0)
+    for step in range(steps):
+        arena.settle(SETTLE_S + step * SETTLE_STEP_S)
+    later = arena.tables.acquire(TWO, 2, first, 500.0)
+    assert later != tables
+    assert arena.remembered(later) == changed(ONE, TWO)
+    assert arena.unstable(later) == changed(ONE, TWO).keys()
+
+
+def test_lines_used_again_are_not_taken_for_what_they_were() -> None:
+    """A table of another past lies where the past of a shared table was: nothing is shared then."""
+    other: Members = ((7, 777 << 33, 1),)
+    arena = Arena(1 + 6 * LINES)
+    first = arena.first(ONE)
+    tables = arena.tables.acquire(TWO, 2, first, 0.0)
+    arena.tables.release(first, 0.0)
+    arena.tables.maintain(1.0)
+    again = arena.first(other)
+    assert again == first
+    mine = arena.tables.acquire(TWO, 2, again, 2.0)
+    assert mine != tables
+    assert arena.remembered(mine) == changed(other, TWO)
+
+
+# Lines
 
 
 def test_table_is_kept_until_its_last_user_has_left_and_rests_then() -> None:
     arena = Arena(1 + 2 * LINES)
-    word = arena.tables.acquire(ONE, 2)
-    arena.tables.acquire(ONE, 2)
-    arena.tables.release(word, now=0.0)
+    tables = arena.first(ONE)
+    arena.first(ONE)
+    arena.tables.release(tables, now=0.0)
     arena.tables.maintain(now=100.0)
-    assert arena.tables.acquire(TWO, 2) != word
-    assert arena.read(word) == expected(ONE, 2)
-    arena.tables.release(word, now=100.0)
+    assert arena.first(TWO) != tables
+    assert arena.read(tables.current) == expected(ONE, 2)
+    arena.tables.release(tables, now=100.0)
     with pytest.raises(DataplaneError, match="Maglev slots"):
-        arena.tables.acquire(TWO, 300)
+        arena.first(TWO, 300)
     arena = Arena(1 + 2 * LINES)
-    word = arena.tables.acquire(ONE, 2)
-    arena.tables.release(word, now=0.0)
-    assert arena.tables.acquire(TWO, 2) != word
+    tables = arena.first(ONE)
+    arena.tables.release(tables, now=0.0)
+    assert arena.first(TWO) != tables
     arena.tables.maintain(now=0.99)
-    assert arena.read(word) == expected(ONE, 2)
+    assert arena.read(tables.current) == expected(ONE, 2)
     arena.tables.maintain(now=1.0)
-    assert arena.tables.acquire(ONE, 2) == word
+    assert arena.first(ONE) == tables
+
+
+def test_previous_table_is_given_back_with_its_table() -> None:
+    arena = Arena(1 + 3 * LINES)
+    first = arena.first(ONE)
+    tables = arena.tables.acquire(TWO, 2, first, 0.0)
+    arena.tables.release(first, 0.0)
+    arena.tables.release(tables, 0.0)
+    arena.tables.maintain(1.0)
+    for n in range(3):
+        arena.first(((n, 5, 1),))
 
 
 def test_oldest_resting_table_makes_room_early() -> None:
     arena = Arena(1 + 3 * LINES)
-    words = [arena.tables.acquire(((n, 5, 1),), 2) for n in range(3)]
+    held = [arena.first(((n, 5, 1),)) for n in range(3)]
     for n in (1, 0):
-        arena.tables.release(words[n], now=float(n))
-    assert arena.tables.acquire(TWO, 2) == words[1]
-    assert arena.read(words[2]) == expected(((2, 5, 1),), 2)
+        arena.tables.release(held[n], now=float(n))
+    assert arena.first(TWO) == held[1]
+    assert arena.read(held[2].current) == expected(((2, 5, 1),), 2)
 
 
 def test_adopted_table_is_given_back_once_by_the_last_of_its_users() -> None:
     arena = Arena(1 + 3 * LINES)
-    word = arena.tables.acquire(ONE, 2)
-    arena.tables = TableArena(arena.slots, quarantine_s=1.0)
-    for each in (word, word, 0):
-        arena.tables.adopt(each)
-    fresh = arena.tables.acquire(ONE, 2)
-    assert fresh != word
-    arena.tables.release(word, now=0.0)
+    tables = arena.first(ONE)
+    arena.reopen()
+    for each in (tables, tables, NO_TABLES):
+        arena.tables.adopt(each, 0.0)
+    fresh = arena.first(ONE)
+    assert fresh != tables
+    arena.tables.release(tables, now=0.0)
     arena.tables.maintain(now=10.0)
-    assert arena.tables.acquire(TWO, 2) not in (word, fresh)
-    arena.tables.release(word, now=10.0)
+    assert arena.first(TWO) not in (tables, fresh)
+    arena.tables.release(tables, now=10.0)
     arena.tables.maintain(now=11.0)
-    assert arena.tables.acquire(((7, 7, 7),), 2) == word
+    assert arena.first(((7, 7, 7),)) == tables
     with pytest.raises(DataplaneError):
-        arena.tables.acquire(((8, 8, 8),), 2)
+        arena.first(((8, 8, 8),))
 
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=30))
 def test_tables_in_use_are_never_written(row: list[tuple[int, bool]]) -> None:
     arena = Arena(1 + 6 * LINES)
-    held: list[tuple[int, Members]] = []
+    held: list[tuple[Tables, Members]] = []
     for now, (which, take) in enumerate(row):
         if take and len(held) < 5:
             members: Members = ((which, which + 1, 1),)
-            held.append((arena.tables.acquire(members, 2), members))
+            held.append((arena.first(members), members))
         elif held:
-            word, _ = held.pop(which % len(held))
-            arena.tables.release(word, now / 2)
+            tables, _ = held.pop(which % len(held))
+            arena.tables.release(tables, now / 2)
         arena.tables.maintain(now / 2)
-        assert all(arena.read(word) == expected(members, 2) for word, members in held)
+        assert all(arena.read(tables.current) == expected(members, 2) for tables, members in held)

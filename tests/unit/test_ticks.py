@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from vc5py.dataplane.ticks import TickClock, hz_from
@@ -43,3 +45,15 @@ def test_ticks_round_and_keep_within_half_of_16_bits() -> None:
     clock = TickClock(1000)
     assert [clock.ticks(s) for s in (0, 0.1, 1.024, 30, 1e9)] == [1, 1, 1, 29, 32767]
     assert TickClock(100).ticks(1.28 * 1000) == 1000
+
+
+@pytest.mark.parametrize("hz", EVERY_HZ)
+def test_now_is_that_of_the_kernels_jiffies(hz: int) -> None:
+    """Jiffies were 0 at the epoch, whenever that was; 16 bits of ticks."""
+    uptime_s = time.clock_gettime(time.CLOCK_MONOTONIC)
+    for passed_s in (0.0, 100.0, 86400.0 * 30):
+        clock = TickClock(hz, uptime_s - passed_s)
+        now = clock.now()
+        exact = passed_s / clock.tick_s
+        assert (now - int(exact)) % 65536 <= 2
+        assert 0 <= now < 65536

@@ -1,0 +1,169 @@
+"""Differential fuzzing: mutated frames through the kernel's data plane and through the oracle, side by side.
+
+    python -m tests.fuzz.differential --executions 1000000 --seed 1
+
+Workers are forked, one for each CPU, each with maps of its own. Verdict, action and all bytes of every frame
+are compared, and after each batch the whole flow table. What is found becomes a case in tests/packets.
+Invariant: the same seed and number of workers try the same frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import astuple, dataclass, replace
+from itertools import islice
+
+from tests.fuzz.mutate import frames
+from tests.packets.cases import CASES
+from tests.packets.cases_base import WEB_11_DOWN, WEB_11_DRAINING
+from tests.packets.cases_flow import DROPPING, LOADED
+from tests.packets.cases_ipv6 import WEB6_11_DOWN
+from tests.packets.harness import Kernel, Outcome, XdpAction
+from tests.packets.oracle import Flows, Oracle
+from tests.packets.world import WORLD, Side, World
+
+BATCH = 500  # few enough flows that none of them has to give way to another
+_STRIDE = 1_000_003  # between the seeds of batches
+SILENT = replace(WORLD, answers=False)
+# World, the one before it, the side that frames come in on; taken in turn.
+SETTINGS: tuple[tuple[World, World | None, Side], ...] = (
+    (WORLD, None, Side.NEAR),
+    (WEB_11_DRAINING, WORLD, Side.NEAR),
+    (WEB_11_DOWN, WORLD, Side.NEAR),
+    (WORLD, None, Side.FAR),
+    (DROPPING, None, Side.NEAR),
+    (SILENT, None, Side.NEAR),
+    (LOADED, None, Side.NEAR),
+    (WEB6_11_DOWN, WORLD, Side.NEAR),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """`before`: how many frames of its batch came before it."""
+
+    seed: int
+    setting: int
+    before: int
+    frame: bytes
+    expected: Outcome
+    got: Outcome
+
+    def __str__(self) -> str:
+        return (
+            f"seed={self.seed} setting={self.setting} before={self.before}\n"
+            f"  frame    {self.frame.hex()}\n"
+            f"  expected {self.expected.verdict} {self.expected.frame.hex()}\n"
+            f"  got      {self.got.verdict} {self.got.frame.hex()}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    executions: int
+    mismatches: list[Mismatch]
+    verdicts: dict[str, int]
+
+
+# Frames that end so early are left out: there are many, and mutation makes them anew.
+EARLY = ("unreadable", "bad_ip_header", "bad_l4_header", "not_vip")
+
+
+def corpus() -> list[bytes]:
+    """The frames of the named cases, each once."""
+    cases = [case for case in CASES if case.verdict not in EARLY]
+    return list(dict.fromkeys(frame for case in cases for frame in (*case.first, case.frame)))
+
+
+class Fuzzer:
+    """One kernel and the oracles of all settings."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._corpus = corpus()
+        self._oracles = [Oracle(world, before) for world, before, _ in SETTINGS]
+
+    def batch(self, seed: int, setting: int, count: int) -> Result:
+        world, before, side = SETTINGS[setting]
+        self._kernel.install(world, before)
+        inputs = list(islice(frames(seed, self._corpus, side), count))
+        outcomes = self._kernel.run_many(inputs, side)
+        flows: Flows = {}
+        mismatches: list[Mismatch] = []
+        verdicts: dict[str, int] = {}
+        oracle = self._oracles[setting]
+        for at, (frame, got) in enumerate(zip(inputs, outcomes, strict=True)):
+            expected = oracle.predict(frame, flows, side=side)
+            if got.action is XdpAction.DROP:
+                got = replace(got, frame=b"")
+            if got != expected:
+                mismatches.append(Mismatch(seed, setting, at, frame, expected, got))
+            verdicts[str(got.verdict)] = verdicts.get(str(got.verdict), 0) + 1
+        if not mismatches and self._kernel.recorded() != {n: astuple(known) for n, known in flows.items()}:
+            nothing = Outcome("flow_table", XdpAction.DROP, b"")
+            mismatches.append(Mismatch(seed, setting, count, b"", nothing, nothing))
+        return Result(count, mismatches, verdicts)
+
+
+def _work(worker: int, workers: int, executions: int, seed: int) -> Result:
+    """One worker's share, on a CPU of its own."""
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[worker % len(cpus)]})
+    mismatches: list[Mismatch] = []
+    verdicts: dict[str, int] = {}
+    with Kernel() as kernel:
+        fuzzer = Fuzzer(kernel)
+        batches = -(-executions // BATCH)
+        # In long runs of one setting: to install a world costs as much as some batches.
+        mine = sorted(range(worker, batches, workers), key=lambda n: (n // workers) % len(SETTINGS))
+        for n in mine:
+            result = fuzzer.batch(seed + n * _STRIDE, (n // workers) % len(SETTINGS), BATCH)
+            mismatches += result.mismatches
+            for name, count in result.verdicts.items():
+                verdicts[name] = verdicts.get(name, 0) + count
+            if len(mismatches) > 20:
+                break
+    return Result(sum(verdicts.values()), mismatches, verdicts)
+
+
+def run(executions: int, seed: int, workers: int | None = None) -> Result:
+    """All of them, rounded up to whole batches."""
+    workers = workers or len(os.sched_getaffinity(0))
+    if workers == 1:
+        return _work(0, 1, executions, seed)
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        shares = pool.starmap(_work, [(n, workers, executions, seed) for n in range(workers)])
+    verdicts: dict[str, int] = {}
+    for share in shares:
+        for name, count in share.verdicts.items():
+            verdicts[name] = verdicts.get(name, 0) + count
+    mismatches = [mismatch for share in shares for mismatch in share.mismatches]
+    return Result(sum(share.executions for share in shares), mismatches, verdicts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.differential", description=__doc__)
+    parser.add_argument("--executions", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=None)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    result = run(arguments.executions, arguments.seed, arguments.workers)
+    seconds = time.monotonic() - started
+    for mismatch in result.mismatches:
+        print(mismatch)
+    for name, count in sorted(result.verdicts.items(), key=lambda item: -item[1]):
+        print(f"{count:>10} {name}")
+    print(
+        f"seed={arguments.seed} executions={result.executions} mismatches={len(result.mismatches)}"
+        f" seconds={seconds:.1f}"
+    )
+    return bool(result.mismatches)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Cases of ICMP and ICMPv6 for a VIP: pings, errors about flows and about nothing, truncated quotes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    PadN,
+)
+from scapy.packet import Packet as Layer
+from scapy.packet import Raw
+
+from tests.packets.cases_base import REAL_11, REAL_12, WEB_11_DOWN, Case, entry
+from tests.packets.cases_ipv6 import WEB6, WEB6_11_DOWN
+from tests.packets.frames import IP_AT, ether, ip, lying, padded, patched, ping, tags
+from tests.packets.world import (
+    CLIENT,
+    CLIENT6,
+    DARK_VIP,
+    MIXED_VIP,
+    NO_VIP,
+    NO_VIP6,
+    OUR_MAC,
+    PASS_VIP,
+    STICKY_VIP,
+    STICKY_VIP6,
+    WAYS,
+    WEB_VIP,
+    WEB_VIP6,
+    Side,
+    mode_vip,
+    tags_vip,
+)
+from vc5py.model import IPAddress
+
+ROUTER, ROUTER6 = "203.0.113.9", "2001:db8:f::9"
+KINDS4 = {
+    "unreachable": ICMP(type=3, code=1),
+    "frag_needed": ICMP(type=3, code=4, nexthopmtu=1400),
+    "time_exceeded": ICMP(type=11),
+    "parameter": ICMP(type=12, ptr=9),
+}
+KINDS6 = {
+    "unreachable": ICMPv6DestUnreach(code=1),
+    "too_big": ICMPv6PacketTooBig(mtu=1400),
+    "time_exceeded": ICMPv6TimeExceeded(),
+    "parameter": ICMPv6ParamProblem(ptr=9),
+}
+
+
+def quote(vip: IPAddress, port: int = 80, *, cport: int = 40000, extensions: Layer | None = None,
+          layer: type[Layer] = TCP, client: IPAddress | None = None) -> bytes:  # fmt: skip
+    """What the real sent the client, as a router quotes it."""
+    client = client or (CLIENT if vip.version == 4 else CLIENT6)
+    kind = IP if vip.version == 4 else IPv6
+    header = kind(src=str(vip), dst=str(client))
+    if extensions is not None:
+        header = header / extensions
+    return bytes(header / layer(sport=port, dport=cport) / Raw(b"hello"))
+
+
+def error(kind: Layer, vip: IPAddress, quoted: bytes, *, link: Layer | None = None, ttl: int = 64) -> bytes:
+    """An ICMP error from a router on the way, to the VIP."""
+    header = IP(src=ROUTER, dst=str(vip), ttl=ttl) if vip.version == 4 else IPv6(
+        src=ROUTER6, dst=str(vip), hlim=ttl
+    )  # fmt: skip
+    return bytes((link or ether()) / header / kind.copy() / Raw(quoted))
+
+
+def _echo() -> Iterator[Case]:
+    for family, vip, other, dark in ((4, WEB_VIP, NO_VIP, DARK_VIP), (6, WEB_VIP6, NO_VIP6, WEB_VIP6)):
+        name, answered = f"ping{family}", "echo_answered"
+        yield Case(name, "echo request", ping(vip), answered)
+        yield Case(f"{name}_dark", "whether reals are up or not", ping(dark), answered)
+        for size in (0, 1, 2, 7, 1400):
+            yield Case(f"{name}_{size}", f"{size} bytes", ping(vip, payload=bytes(range(250)) * 6), answered)
+        for ttl in (0, 1, 63, 65, 255):
+            yield Case(f"{name}_ttl_{ttl}", "we are its destination", ping(vip, ttl=ttl), answered)
+        yield Case(f"{name}_padded", "with a trailer", padded(ping(vip), 100, b"\xaa"), answered)
+        for ids in ((100,), (300, 100)):
+            yield Case(f"{name}_tags_{len(ids)}", "with tags", ping(vip, link=tags(*ids)), answered)
+        yield Case(f"{name}_other", "another host's", ping(other), "not_vip")
+        yield Case(f"{name}_mac", "another MAC", ping(vip, link=ether(dst=OUR_MAC[Side.FAR])), "not_our_mac")
+        far = ping(vip, link=ether(dst=OUR_MAC[Side.FAR]))
+        yield Case(f"{name}_far", "on the far side", far, answered, side=Side.FAR)
+        l4 = IP_AT + (20 if family == 4 else 40)
+        yield Case(f"{name}_code", "no such code", patched(ping(vip), l4 + 1, b"\1"), "bad_icmp")
+        wrong = patched(ping(vip), l4 + 2, b"\x12\x34")
+        yield Case(f"{name}_wrong", "a wrong checksum stays wrong", wrong, answered)
+        for kind in (0, 5, 8, 9, 10, 13, 17, 127, 128, 129, 133, 134, 135, 136, 137, 255):
+            if kind != (8 if family == 4 else 128):
+                frame = patched(ping(vip), l4, bytes([kind]))
+                yield Case(f"{name}_type_{kind}", "of no use here", frame, "bad_icmp")
+    yield Case("ping4_fragment", "a fragment", lying(ping(), IP_AT + 6, b"\x20\0"), "fragment")
+    frame = bytes(ether() / ip(WEB_VIP6) / IPv6ExtHdrFragment(id=3, m=1, nh=58) / Raw(b"\x80\0" + bytes(20)))
+    yield Case("ping6_fragment", "a fragment", frame, "fragment")
+    yield Case("ping_pass", "policies are for ports", ping(PASS_VIP), "echo_answered")
+
+
+def _errors() -> Iterator[Case]:
+    for family, vip, kinds, sticky in (
+        (4, WEB_VIP, KINDS4, STICKY_VIP),
+        (6, WEB_VIP6, KINDS6, STICKY_VIP6),
+    ):
+        real, service = (REAL_12, "web") if family == 4 else (WEB6.reals[1].address, "web6")
+        down = WEB_11_DOWN if family == 4 else WEB6_11_DOWN
+        for name, kind in kinds.items():
+            name = f"{name}_{family}"
+            frame = error(kind, vip, quote(vip))
+            yield Case(name, "about a flow", frame, "forwarded_icmp")
+            known = entry(real, service=service)
+            yield Case(f"{name}_known", "about a known one", frame, "forwarded_icmp", entry=known)
+            udp = error(kind, vip, quote(vip, 443, layer=UDP))
+            yield Case(f"{name}_udp", "about a datagram", udp, "forwarded_icmp")
+            by_address = error(kind, sticky, quote(sticky))
+            yield Case(f"{name}_sticky", "about a sticky flow", by_address, "forwarded_icmp")
+            none = error(kind, vip, quote(vip, 81))
+            yield Case(f"{name}_no_service", "about no service", none, "bad_icmp")
+            other = error(kind, vip, quote(sticky))
+            yield Case(f"{name}_other_vip", "about another VIP's flow", other, "bad_icmp")
+            yield Case(f"{name}_ttl", "would die", error(kind, vip, quote(vip), ttl=1), "ttl_expired")
+            ours = error(kind, vip, quote(vip), link=tags(300, 100))
+            yield Case(f"{name}_tagged", "with tags", ours, "forwarded_icmp")
+            gone = entry(REAL_11 if family == 4 else WEB6.reals[0].address, service=service)
+            yield Case(f"{name}_down", "its real is down", frame, "forwarded_icmp", down, entry=gone)
+            for way in [*WAYS, "dscp"]:
+                to = mode_vip(way, family)
+                sent = error(kind, to, quote(to))
+                yield Case(f"{name}_{way}", "by every way", sent, "forwarded_icmp")
+            pushed = tags_vip("qinq", "l2", family)
+            tagged = error(kind, pushed, quote(pushed))
+            yield Case(f"{name}_push", "with new tags", tagged, "forwarded_icmp")
+            large = mode_vip("gue6", family)
+            frame = error(kind, large, quote(large) + bytes(1400))
+            yield Case(f"{name}_too_big", "no error about an error", frame, "too_big")
+    dark = error(KINDS4["unreachable"], DARK_VIP, quote(DARK_VIP))
+    yield Case("error_no_backend", "no real is up", dark, "no_backend")
+    far = error(KINDS4["frag_needed"], MIXED_VIP, quote(MIXED_VIP, cport=40001))
+    yield Case("error_mixed", "near or far", far, "forwarded_icmp")
+
+
+def _quotes() -> Iterator[Case]:
+    """Quotes cut at every byte, in the packet and in the frame, and quotes that lie."""
+    for family, vip, kind in ((4, WEB_VIP, KINDS4["frag_needed"]), (6, WEB_VIP6, KINDS6["too_big"])):
+        header, whole = {4: 20, 6: 40}[family], quote(vip)
+        for size in range(header + 4):
+            cut = error(kind, vip, whole[:size])
+            yield Case(f"quote{family}_{size}", f"{size} bytes quoted", cut, "bad_icmp")
+            padding = padded(cut, len(cut) + 60)
+            trailer = cut + whole[size:] + bytes(20) if size else padding
+            yield Case(f"quote{family}_{size}_padded", "the rest is in the padding", trailer, "bad_icmp")
+        least = error(kind, vip, whole[: header + 4])
+        yield Case(f"quote{family}_least", "up to the ports", least, "forwarded_icmp")
+        for at, bytes_, name in (
+            (0, b"\x55" if family == 4 else b"\x40", "version"),
+            (header - 20, b"\0", "ihl"),
+        ):
+            if family == 4 or name == "version":
+                wrong = patched(whole, at, b"\x44" if name == "ihl" else bytes_)
+                yield Case(f"quote{family}_{name}", "a lie", error(kind, vip, wrong), "bad_icmp")
+        protocol = patched(whole, {4: 9, 6: 6}[family], b"\x2f")
+        yield Case(f"quote{family}_gre", "of GRE", error(kind, vip, protocol), "bad_icmp")
+        sent = error(kind, vip, whole)
+        for size in range(IP_AT + header, len(sent)):
+            yield Case(f"error{family}_cut_{size}", "a truncated frame", sent[:size], "bad_ip_header")
+    options = b"\x46" + quote(WEB_VIP)[1:20] + b"\1\1\1\1" + quote(WEB_VIP)[20:]
+    yield Case(
+        "quote4_options", "IP options", error(KINDS4["unreachable"], WEB_VIP, options), "forwarded_icmp"
+    )
+    first = patched(quote(WEB_VIP), 6, b"\x20\0")
+    yield Case(
+        "quote4_first", "of a fragment", error(KINDS4["frag_needed"], WEB_VIP, first), "forwarded_icmp"
+    )
+    later = patched(quote(WEB_VIP), 6, b"\x20\5")
+    yield Case(
+        "quote4_later", "of a later fragment", error(KINDS4["frag_needed"], WEB_VIP, later), "bad_icmp"
+    )
+    extended = quote(WEB_VIP6, extensions=IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(4))]))
+    yield Case("quote6_ext", "extensions", error(KINDS6["too_big"], WEB_VIP6, extended), "forwarded_icmp")
+    for offset, verdict in ((0, "forwarded_icmp"), (5, "bad_icmp")):
+        fragment = quote(WEB_VIP6, extensions=IPv6ExtHdrFragment(id=9, m=1, offset=offset))
+        frame = error(KINDS6["too_big"], WEB_VIP6, fragment)
+        yield Case(f"quote6_fragment_{offset}", "of a fragment", frame, verdict)
+
+
+ICMP_CASES = [*_echo(), *_errors(), *_quotes()]

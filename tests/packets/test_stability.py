@@ -1,0 +1,102 @@
+"""In the kernel: a connection's packets never change backend while that backend is up.
+
+Random histories of joins, leaves, drains, weights, restarts and silences, with packets between; see
+tests/unit/test_stability_model.py for the steps and for the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.packets.clocked import Kernel, KernelBench
+from tests.unit import test_stability_model as model
+from tests.unit.test_stability_model import PROVEN_S, SAMPLE_TICKS, begin, play_random, unstable_slots
+from vc5py.model import Protocol, Scheduling
+
+
+@pytest.fixture(scope="module")
+def clocked() -> Iterator[Kernel]:
+    with Kernel() as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def bench(clocked: Kernel) -> KernelBench:
+    clocked.clear()
+    return KernelBench(kernel=clocked)
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+@pytest.mark.parametrize("seed", range(100, 108))
+def test_random_history(bench: KernelBench, seed: int, lossy: bool) -> None:
+    """Lossy: all entries are lost now and then while every slot is stable, so that only slots are left."""
+    play_random(bench, seed, 40, lossy=lossy)
+    assert bench.packets > 1000
+
+
+def test_model_and_kernel_agree(bench: KernelBench) -> None:
+    """Packet by packet: where each connection is after a history, and that each was moved as often."""
+    other = model.Bench()
+    for one in (bench, other):
+        play_random(one, 7, 40, lossy=False)
+    assert [c.real for c in bench.connections] == [c.real for c in other.connections]
+    assert (bench.packets, bench.moves) == (other.packets, other.moves)
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("syn", [True, False])
+def test_unrecorded_packets_go_where_a_stable_slot_led(
+    bench: KernelBench, protocol: Protocol, syn: bool
+) -> None:
+    bench.change(0, dict.fromkeys(range(4), "up"))
+    bench.open(0, 200, protocol, 30, syn=syn)
+    bench.change(0, dict.fromkeys(range(4, 8), "up"))
+    bench.all_talk()
+
+
+def test_silent_connections(bench: KernelBench) -> None:
+    """Seen in two sampled ticks at least, then nothing for a thousand seconds of changes."""
+    bench.change(0, dict.fromkeys(range(4), "up"))
+    bench.open(0, 100, Protocol.TCP, 1, syn=True)
+    bench.pass_time(SAMPLE_TICKS + 1)
+    bench.change(0, {4: "up", 5: "up"})
+    bench.pass_time(1000, step_s=10, silent=True)
+    bench.all_talk()
+    bench.pass_time(PROVEN_S)
+    bench.change(0, {0: "heavy", 6: "up", 4: "drain"})
+    bench.pass_time(3400, step_s=50, silent=True)
+    bench.all_talk()
+
+
+def test_clients_port_used_again(bench: KernelBench) -> None:
+    """SYN and ACK of a new connection meet, whatever the old one of the same ports has left behind."""
+    bench.change(0, dict.fromkeys(range(3), "up"))
+    bench.open(0, 200, Protocol.TCP, 10**9, syn=True)
+    bench.change(0, dict.fromkeys(range(3, 9), "up"))
+    bench.pass_time(500, step_s=10)
+    assert unstable_slots(bench) == 0
+    for connection in bench.connections:
+        connection.real = None
+        for _ in range(3):
+            bench.talk(connection, syn=connection.real is None)
+
+
+@pytest.mark.parametrize("by_flow", [Scheduling.STICKY, Scheduling.LEAST_CONNS])
+def test_random_history_of_a_service_that_goes_by_flow(bench: KernelBench, by_flow: Scheduling) -> None:
+    """All of its packets are looked up; and what it had is kept when it goes by slot again."""
+    bench.scheduling = [by_flow, Scheduling.MAGLEV]
+    play_random(bench, 11, 30, lossy=False)
+    bench.scheduling = [Scheduling.MAGLEV, Scheduling.MAGLEV]
+    bench.apply()
+    bench.pass_time(300, step_s=5)
+
+
+def test_everything_settles_in_the_end(bench: KernelBench) -> None:
+    begin(bench)
+    bench.change(0, {5: "up", 1: "gone"})
+    assert unstable_slots(bench)
+    bench.connections.clear()
+    bench.pass_time(300, step_s=10)
+    assert unstable_slots(bench) == 0
