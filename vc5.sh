@@ -14,6 +14,7 @@ usage() {
 	cat <<-'EOF'
 	./vc5.sh lab [up|down|exec NODE COMMAND]   show the balancer at work in namespaces on this machine
 	./vc5.sh test [PYTEST ARGUMENTS]           run all tests
+	./vc5.sh bench [--quick|--profile|--json]  measure what a packet costs (docs/performance.md)
 	./vc5.sh setup                             only install what is needed; leaves .venv/bin/vc5py
 	./vc5.sh ADDRESS INTERFACE...              vc5py run -c vc5.yaml --address ADDRESS INTERFACE...
 	./vc5.sh COMMAND ...                       any other command of vc5py: run, check, --version
@@ -77,6 +78,8 @@ run_tests() {
 	"$venv/bin/ruff" check .
 	"$venv/bin/ruff" format --check .
 	"$venv/bin/mypy"
+	# The differential fuzz of the data plane is part of the whole; its seed changes, and is printed.
+	[ $# -gt 0 ] || "$venv/bin/python" -m tests.fuzz.differential --executions 1000000 --seed "$RANDOM"
 	"$venv/bin/python" -m pytest "$@"
 }
 
@@ -91,6 +94,13 @@ setup)
 test)
 	shift
 	run_tests "$@"
+	;;
+bench)
+	shift
+	setup
+	[ "$(id -u)" = 0 ] || die "the benchmark loads programs into the kernel: run it as root"
+	cd "$here"
+	exec "$venv/bin/python" -m tests.bench.dataplane "$@"
 	;;
 lab)
 	setup

@@ -1,0 +1,86 @@
+"""The benchmark's figures as values, what is aimed at, and the printed table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Spread = tuple[float, float, float]  # median, lower and upper quartile, in nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One scenario. `floor` is over the harness; `textbook` (None: it can't) and `ours` over the floor."""
+
+    name: str
+    harness: Spread
+    floor: Spread
+    textbook: Spread | None
+    ours: Spread
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times dearer the textbook is."""
+        return self.textbook[0] / self.ours[0] if self.textbook else None
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Something to be reached: `value` at least `wanted`, or at most where `most`."""
+
+    name: str
+    value: float
+    wanted: float
+    most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.wanted if self.most else self.value >= self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All scenarios in their order: established flows (one, many, most), the modes, new flows in
+    fresh tables and in tables long in use, the flood."""
+
+    figures: tuple[Figure, ...]
+    bytes_per_flow: int
+    entries: int
+    rounds: int
+
+    def aims(self) -> list[Aim]:
+        hot, _, most, *_, new, worn, flood = self.figures
+        return [
+            Aim("one established flow: times cheaper", hot.ratio or 0.0, 3.0),
+            Aim(f"{most.name}: times our cost of one", most.ours[0] / hot.ours[0], 1.5, most=True),
+            Aim(f"{most.name}: times cheaper", most.ratio or 0.0, 10.0),
+            Aim(f"{new.name}: times cheaper", new.ratio or 0.0, 4.0),
+            Aim(f"{worn.name}: times cheaper", worn.ratio or 0.0, 4.0),
+            Aim(f"{flood.name}: times cheaper", flood.ratio or 0.0, 5.0),
+        ]
+
+
+def _cell(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    middle, low, high = spread
+    return f"{middle:.1f} ({low:.1f}-{high:.1f})"
+
+
+def print_report(report: Report, write: Callable[[str], None] = print) -> None:
+    """Writes the table line by line."""
+    write(f"ns a packet: median (quartiles) of {report.rounds} rounds; floor is over the harness, the others")
+    write("are over the floor")
+    write(f"{'':36}{'harness':>20}{'floor':>18}{'textbook':>24}{'ours':>24}{'ratio':>8}")
+    for figure in report.figures:
+        ratio = f"{figure.ratio:.1f}" if figure.ratio is not None else "-"
+        cells = f"{_cell(figure.harness):>20}{_cell(figure.floor):>18}"
+        cells += f"{_cell(figure.textbook):>24}{_cell(figure.ours):>24}{ratio:>8}"
+        write(f"{figure.name:36}{cells}")
+    mib = report.entries * report.bytes_per_flow >> 20
+    write(f"memory: {report.bytes_per_flow} bytes a flow; a table of {report.entries} flows is {mib} MiB")
+    for aim in report.aims():
+        sign = "<=" if aim.most else ">="
+        write(
+            f"{'met   ' if aim.met else 'MISSED'} {aim.name}: {aim.value:.1f} (wanted {sign} {aim.wanted:g})"
+        )
