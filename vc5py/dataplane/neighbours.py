@@ -17,13 +17,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.netlink import NeighbourEvent, Netlink
+from vc5py.dataplane.netlink import NeighbourEvent, Netlink, RoutesChanged
 from vc5py.errors import DataplaneError
 from vc5py.model import IPAddress, Vlan
 
 _log = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
+# After a change of routes: others mostly follow, and a router's table may never rest.
+ROUTES_REST_S = 0.2
 
 OnChange = Callable[[IPAddress, Neighbour | None], None]
 
@@ -60,6 +62,7 @@ class NeighbourWatch:
         self._ways: dict[IPAddress, _Way] = {}
         self._known: dict[IPAddress, Neighbour] = {}
         self._unreachable: set[IPAddress] = set()
+        self._stale = asyncio.Event()
 
     def want(self, reals: frozenset[IPAddress], far: frozenset[IPAddress] = frozenset()) -> None:
         """The reals to look after from now on; `far` ones may be beyond a router."""
@@ -95,15 +98,24 @@ class NeighbourWatch:
             group.create_task(self._refresh_for_ever(), name="neighbour refresh")
 
     async def _follow_events(self) -> None:
-        async for event in self._netlink.watch_neighbours():
+        async for event in self._netlink.watch():
+            if isinstance(event, RoutesChanged):
+                self._stale.set()
+                continue
             for real, way in list(self._ways.items()):
                 if (way.hop, way.resolve_on) == (event.address, event.ifindex):
                     self._learn(real, way, event)
 
     async def _refresh_for_ever(self) -> None:
         while True:
+            self._stale.clear()
             await self.refresh()
-            await asyncio.sleep(REFRESH_S)
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await self._stale.wait()
+            except TimeoutError:
+                continue
+            await asyncio.sleep(ROUTES_REST_S)
 
     async def _find_way(self, real: IPAddress) -> None:
         route = await self._netlink.route_to(real)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_LINK, RTMGRP_NEIGH
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH
 
 from vc5py.dataplane.base import Neighbour
 from vc5py.errors import DataplaneError
@@ -80,6 +80,11 @@ class NeighbourEvent:
     ifindex: int
     neighbour: Neighbour | None
     sure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """Some route was added, changed or removed."""
 
 
 def _family(address: IPAddress) -> int:
@@ -287,13 +292,16 @@ class Netlink:
         except NetlinkError as error:
             raise DataplaneError(f"can't resolve {address}: {error}") from error
 
-    async def watch_neighbours(self) -> AsyncIterator[NeighbourEvent]:
-        """Every change of the neighbour table, from now on, until closed."""
+    async def watch(self) -> AsyncIterator[NeighbourEvent | RoutesChanged]:
+        """Every change of the neighbour table and of routes, from now on, until closed."""
         async with AsyncIPRoute() as events:
-            await events.bind(groups=RTMGRP_NEIGH | RTMGRP_LINK)
+            await events.bind(groups=RTMGRP_NEIGH | RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
             while True:
                 async for message in events.get():
-                    if message.get("event") in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
+                    kind = message.get("event")
+                    if kind in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
                         event = _to_event(message)
                         if event:
                             yield event
+                    elif kind in ("RTM_NEWROUTE", "RTM_DELROUTE"):
+                        yield RoutesChanged()
