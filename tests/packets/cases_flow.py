@@ -68,6 +68,7 @@ def _unstable() -> Iterator[Case]:
             ends = "forwarded_ending" if gone else "forwarded_flow"
             yield case(id=f"{name}_fin_known_{number}", frame=end, verdict=ends, entry=known)
         yield case(id=f"{name}_crowded", frame=data, verdict="forwarded_unrecorded", crowded=True)
+        yield case(id=f"{name}_crowded_syn", frame=start, verdict="forwarded_unrecorded", crowded=True)
         kept_data = tcp(flags="A", sport=kept)
         yield case(id=f"{name}_kept_syn", frame=tcp(sport=kept), verdict="forwarded_new")
         yield case(id=f"{name}_kept_data", frame=kept_data, verdict="forwarded_stable")

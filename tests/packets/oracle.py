@@ -303,8 +303,9 @@ def _choose(
         return "no_backend", None
     if p.ends:
         return "forwarded_ending", real
-    if known is None and not room:
-        return "forwarded_unrecorded", real
+    if known is None and not room:  # a start goes where the packets after it will, which nobody records
+        former = service.up(service.previous[slot]) if unstable and p.starts else None
+        return "forwarded_unrecorded", former or real
     flows[name] = Known(service.spec.name, real.address)
     return ("forwarded_rehashed" if known is not None else verdict), real
 
