@@ -23,8 +23,9 @@ from vc5py.core.flowhash import FlowKey
 from vc5py.dataplane import abi, compiler, libbpf, maps
 from vc5py.dataplane.base import Neighbour
 from vc5py.dataplane.compiler import Module, ProgramType
-from vc5py.dataplane.kernel import KernelDataplane, Policy
+from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.libbpf import MapType
+from vc5py.dataplane.policy import Policy
 from vc5py.dataplane.ticks import TickClock, measure
 from vc5py.model import (
     BackendId,

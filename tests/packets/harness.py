@@ -31,8 +31,9 @@ from vc5py.core.flowhash import FlowKey
 from vc5py.core.identity import service_identity
 from vc5py.dataplane import abi, compiler, libbpf, maps
 from vc5py.dataplane.abi import FlowState
-from vc5py.dataplane.kernel import KernelDataplane, Policy
+from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.libbpf import TestRun
+from vc5py.dataplane.policy import Policy
 from vc5py.dataplane.ticks import TickClock
 from vc5py.model import IPAddress
 

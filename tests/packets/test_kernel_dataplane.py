@@ -19,8 +19,9 @@ from vc5py.core import maglev
 from vc5py.core.identity import backend_identity, real_identity, service_identity
 from vc5py.dataplane import abi, flows, maps
 from vc5py.dataplane.base import Neighbour, Traffic
-from vc5py.dataplane.kernel import FRAGMENT_TIMEOUT_S, MIN_ROOM, QUARANTINE_S, KernelDataplane
+from vc5py.dataplane.kernel import MIN_ROOM, QUARANTINE_S, KernelDataplane
 from vc5py.dataplane.maps import Maps, Sizes
+from vc5py.dataplane.policy import FRAGMENT_TIMEOUT_S
 from vc5py.dataplane.servicemap import ServiceMap
 from vc5py.dataplane.tables import first_slot, size
 from vc5py.dataplane.ticks import TickClock

@@ -25,8 +25,9 @@ from vc5py.core.identity import service_identity
 from vc5py.dataplane import abi, flows
 from vc5py.dataplane.abi import FlowState
 from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.kernel import SETTLE_S, KernelDataplane
+from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.maps import Maps, Sizes
+from vc5py.dataplane.policy import SETTLE_S
 from vc5py.dataplane.ticks import TickClock
 from vc5py.model import BackendId, BackendState, Desired, Protocol, Scheduling, ServiceState, VirtualServiceId
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from vc5py.core.flowhash import FlowKey
 from vc5py.dataplane import abi, compiler, flows, libbpf, maps, servicemap, ticks
-from vc5py.dataplane.kernel import KernelDataplane, Policy, room_for
+from vc5py.dataplane.kernel import KernelDataplane, room_for
 from vc5py.dataplane.maps import Maps, Sizes
 from vc5py.dataplane.neighbours import NeighbourWatch
 from vc5py.dataplane.netlink import Interface, Netlink, XdpMode
+from vc5py.dataplane.policy import Policy
 from vc5py.dataplane.servicemap import sets_for
 from vc5py.dataplane.tables import lines_for
 from vc5py.errors import DataplaneError

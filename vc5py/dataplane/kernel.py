@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from vc5py.dataplane import abi, flows, libbpf
 from vc5py.dataplane.allocate import Quarantine, RunAllocator
 from vc5py.dataplane.base import Counters, Neighbour, Traffic
 from vc5py.dataplane.maps import Maps
+from vc5py.dataplane.policy import CROWDED, ICMP_PER_SECOND, LOSSY, OCCUPANCY_SAMPLE, Policy, timeouts_s
 from vc5py.dataplane.servicemap import ServiceKey, ServiceMap
 from vc5py.dataplane.tables import NO_TABLES, Members, TableArena, Tables, first_slot, size
 from vc5py.dataplane.ticks import TickClock
@@ -33,47 +34,11 @@ from vc5py.model import (
     IPAddress,
     Scheduling,
     ServiceState,
-    Timeouts,
     Unknown,
 )
 
 QUARANTINE_S = 1.0
 MIN_ROOM = 4
-
-# How long a changed slot stays unstable: more than twice the time in which every talking flow is recorded
-# (SAMPLE_TICKS in xdp/choose.h).
-SETTLE_S = 120.0
-
-FRAGMENT_TIMEOUT_S = 30  # RFC 791 suggests 15, RFC 8200 demands 60 of reassembly
-
-# The share of live entries from which the flow table may lose flows, and from which it is crowded: no effort
-# is made any more to find a place for one more.
-LOSSY = 0.4
-CROWDED = 0.9
-OCCUPANCY_SAMPLE = 1 << 14  # sets looked at
-
-ICMP_PER_SECOND = 1000  # "too big" answers that each CPU may send
-
-
-def _timeouts(timeouts: Timeouts) -> dict[abi.FlowState, int]:
-    return {
-        abi.FlowState.UNPROVEN: timeouts.unproven_s,
-        abi.FlowState.PROVING: timeouts.unproven_s,
-        abi.FlowState.CLOSING: timeouts.closing_s,
-        abi.FlowState.FRAGMENT: FRAGMENT_TIMEOUT_S,
-        abi.FlowState.ESTABLISHED: timeouts.established_s,
-        abi.FlowState.STREAM: timeouts.udp_s,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What holds for all services. `sources`: our own addresses by IP version, for outer headers."""
-
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    drop_fragments: bool = False
-    sources: Mapping[int, IPAddress] = field(default_factory=dict)
-    settle_s: float = SETTLE_S
 
 
 def _flags_of(state: ServiceState) -> int:
@@ -146,7 +111,7 @@ class KernelDataplane:
         self._maps6 = ServiceMap(maps.services6)
         self._stray_keys = True
         self._lossy_until = float("-inf")
-        for state, seconds in _timeouts(policy.timeouts).items():
+        for state, seconds in timeouts_s(policy.timeouts).items():
             maps.settings["timeout"][0, state] = ticks.ticks(seconds)
         maps.settings["icmp_per_jiffy"] = max(1, ICMP_PER_SECOND // ticks.hz)
         self._set_setting(abi.SETTING_DROP_FRAGMENTS, policy.drop_fragments)

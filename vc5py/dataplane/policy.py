@@ -1,0 +1,48 @@
+"""What holds for all services in the data plane: the part that is configured, and the thresholds that aren't.
+
+Values only; `kernel` puts them into the maps and acts on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vc5py.dataplane import abi
+from vc5py.model import IPAddress, Timeouts
+
+# How long a changed slot stays unstable: more than twice the time in which every talking flow is recorded
+# (SAMPLE_TICKS in xdp/choose.h).
+SETTLE_S = 120.0
+
+FRAGMENT_TIMEOUT_S = 30  # RFC 791 suggests 15, RFC 8200 demands 60 of reassembly
+
+# The share of live entries from which the flow table may lose flows, and from which it is crowded: no effort
+# is made any more to find a place for one more.
+LOSSY = 0.4
+CROWDED = 0.9
+OCCUPANCY_SAMPLE = 1 << 14  # sets looked at
+
+ICMP_PER_SECOND = 1000  # "too big" answers that each CPU may send
+
+
+def timeouts_s(timeouts: Timeouts) -> dict[abi.FlowState, int]:
+    """Seconds that an idle entry of each state is kept against newcomers."""
+    return {
+        abi.FlowState.UNPROVEN: timeouts.unproven_s,
+        abi.FlowState.PROVING: timeouts.unproven_s,
+        abi.FlowState.CLOSING: timeouts.closing_s,
+        abi.FlowState.FRAGMENT: FRAGMENT_TIMEOUT_S,
+        abi.FlowState.ESTABLISHED: timeouts.established_s,
+        abi.FlowState.STREAM: timeouts.udp_s,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What holds for all services. `sources`: our own addresses by IP version, for outer headers."""
+
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    drop_fragments: bool = False
+    sources: Mapping[int, IPAddress] = field(default_factory=dict)
+    settle_s: float = SETTLE_S
