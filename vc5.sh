@@ -15,6 +15,7 @@ usage() {
 	./vc5.sh lab [up|down|exec NODE COMMAND]   show the balancer at work in namespaces on this machine
 	./vc5.sh test [PYTEST ARGUMENTS]           run all tests
 	./vc5.sh bench [--quick|--profile|--json]  measure what a packet costs (docs/performance.md)
+	./vc5.sh bench scale|checks [--json]       measure what size and what probes cost the control plane
 	./vc5.sh setup                             only install what is needed; leaves .venv/bin/vc5py
 	./vc5.sh ADDRESS INTERFACE...              vc5py run -c vc5.yaml --address ADDRESS INTERFACE...
 	./vc5.sh COMMAND ...                       any other command of vc5py: run, check, --version
@@ -100,7 +101,15 @@ bench)
 	setup
 	[ "$(id -u)" = 0 ] || die "the benchmark loads programs into the kernel: run it as root"
 	cd "$here"
-	exec "$venv/bin/python" -m tests.bench.dataplane "$@"
+	what=dataplane
+	case ${1:-} in
+	scale | checks | sync)
+		what=$1
+		shift
+		[ -e "tests/bench/$what.py" ] || die "there is no benchmark of that name yet: $what"
+		;;
+	esac
+	exec "$venv/bin/python" -m "tests.bench.$what" "$@"
 	;;
 lab)
 	setup

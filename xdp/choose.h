@@ -3,19 +3,21 @@
  * Which backend of a service gets a packet.
  *
  * A stable slot of the Maglev table names the backend of every live flow in it, so that most packets need
- * no look at the flow table. The exceptions: the first and the last packet of a connection, and those in
- * one tick out of SAMPLE_TICKS, which keep the flow's entry alive. In a crowded table the first packet is none:
- * so a flood costs no more than other packets, and who stays is recorded by and by.
+ * no look at the flow table. The exceptions: the last packet of a connection, and those in one tick out of
+ * SAMPLE_TICKS, which make the flow's entry and keep it alive. The first packet is none: what the table doesn't
+ * know of when the slot changes is still known to be where the slot led, and a flood costs no more than other
+ * packets.
  *
- * In an unstable slot, and where a service's slots say nothing of its flows, the flow table decides. What it
- * doesn't know goes where the slot led before it changed, unless it is a new connection.
+ * In an unstable slot, and where a service's slots say nothing of its flows, the flow table decides, and every
+ * packet is recorded. What the table doesn't know goes where the slot led before it changed, unless it is a new
+ * connection.
  *
  * Invariant: a connection's packets never change backend while that backend is up.
  */
 #ifndef VC5_CHOOSE_H
 #define VC5_CHOOSE_H
 
-#define SAMPLE_TICKS 32
+#define SAMPLE_TICKS 64
 
 struct choice {
 	struct backend *backend;
@@ -55,14 +57,17 @@ static __always_inline bool sampled(u64 hash, u16 now)
 	return !((now + (hash >> 56)) & (SAMPLE_TICKS - 1));
 }
 
-/* Writes back what one more packet of a known flow changes: at most once a tick, and at its end. */
+/*
+ * Writes back what one more packet of a known flow changes: at most once a tick, and at its end. An entry that
+ * is closing tells when its end was seen.
+ */
 static __always_inline void flow_refresh(const struct flow_place *place, u64 hash, const struct packet *p, u16 now)
 {
 	enum flow_state old = flow_state(place->value);
-	bool later = flow_tick(place->value) != now;
-	enum flow_state state = flow_next_state(old, p, later);
+	s16 age = now - flow_tick(place->value);
+	enum flow_state state = flow_next_state(old, p, age);
 
-	if (later || state != old)
+	if (state != old || (age && (p->ends || old != FLOW_CLOSING)))
 		flow_write(place->entry, hash,
 			   flow_value(flow_service(place->value), flow_local(place->value), state, now));
 }
@@ -128,7 +133,7 @@ static __always_inline enum verdict choose_by_flow(const struct flow *f, u32 slo
 	u32 local;
 	u64 value;
 
-	if (!flow_find(&place, f->hash, p->starts && slot_is_sure(f, slot), now))
+	if (!flow_find(&place, f->hash))
 		return VERDICT_NO_BACKEND;
 	if (place.entry && flow_service(place.value) == f->service_index) {
 		if (choose_local(f->service, flow_local(place.value), choice)) {
@@ -156,9 +161,8 @@ static __always_inline enum verdict choose_backend(const struct flow *f, const s
 {
 	u32 slot = slot_lookup(READ_ONCE(f->service->table), hash_slot(f->slot_hash));
 	u16 now = flow_now();
-	bool by_slot = slot_is_sure(f, slot) && !p->ends && !sampled(f->hash, now);
 
-	if (by_slot && (!p->starts || flow_table_crowded()) && choose_local(f->service, slot, choice))
+	if (slot_is_sure(f, slot) && !p->ends && !sampled(f->hash, now) && choose_local(f->service, slot, choice))
 		return VERDICT_FORWARDED_STABLE;
 	return choose_by_flow(f, slot, p, now, choice);
 }
@@ -169,7 +173,7 @@ static __always_inline bool choose_for_error(const struct flow *f, struct choice
 	struct flow_place place = {};
 	u32 slot, previous;
 
-	if (flow_find(&place, f->hash, false, 0) && place.entry && flow_service(place.value) == f->service_index &&
+	if (flow_find(&place, f->hash) && place.entry && flow_service(place.value) == f->service_index &&
 	    choose_local(f->service, flow_local(place.value), choice))
 		return true;
 	slot = slot_lookup(READ_ONCE(f->service->table), hash_slot(f->slot_hash));
@@ -188,7 +192,7 @@ static __always_inline void fragment_record(u64 hash, u32 service, u32 local)
 	u16 now = flow_now();
 	u64 value = flow_value(service, local, FLOW_FRAGMENT, now);
 
-	if (!flow_find(&place, hash, false, now))
+	if (!flow_find(&place, hash))
 		return;
 	if (place.entry)
 		flow_write(place.entry, hash, value);
@@ -201,7 +205,7 @@ static __always_inline bool choose_for_fragment(u64 hash, struct choice *choice)
 	struct flow_place place = {};
 	struct service *service;
 
-	if (!flow_find(&place, hash, false, 0) || !place.entry || flow_state(place.value) != FLOW_FRAGMENT)
+	if (!flow_find(&place, hash) || !place.entry || flow_state(place.value) != FLOW_FRAGMENT)
 		return false;
 	service = service_at(flow_service(place.value));
 	return service && choose_local(service, flow_local(place.value), choice);

@@ -7,8 +7,9 @@
  * A flow has two sets that it may be in. It is looked for in the second one only after the first.
  *
  * Replacement: an empty entry, else an expired one, in the first set and then in the second; else that of an
- * entry which can move to its own other set; else the one of an unestablished flow unseen for longest; else none. So a flood, whatever it is made of, can only displace
- * other flows that have not proven themselves. A flow is established by packets in three different ticks.
+ * entry which can move to its own other set; else the one of an unestablished flow unseen for longest; else none.
+ * So a flood, whatever it is made of, can only displace other flows that have not proven themselves. A flow is
+ * established by packets in three different ticks.
  */
 #ifndef VC5_FLOW_H
 #define VC5_FLOW_H
@@ -167,43 +168,24 @@ static __always_inline void flow_move_one(struct flow_victim *victim, struct flo
 	}
 }
 
-/* In a table that is nearly full no effort is made to record new connections: that is what floods pay for. */
-static __always_inline bool flow_table_crowded(void)
-{
-	const struct settings *settings = settings_get();
-
-	return settings && settings->flags & SETTING_CROWDED;
-}
-
 /* Where a flow is, or would be. */
 struct flow_place {
 	struct flow_set *first;
 	struct flow_set *second;
 	struct flow_entry *entry; /* NULL where it isn't in the table */
 	u64 value;
-	struct flow_victim victim; /* what a new flow may replace, as far as it was looked for */
 };
 
-/*
- * `fresh`: a new connection whose backend is not in doubt. It isn't looked for in its second set where the first
- * has room for it: one cache line less. False only where the table itself is not there.
- */
-static __always_inline bool flow_find(struct flow_place *place, u64 hash, bool fresh, u16 now)
+/* False only where the table itself is not there. */
+static __always_inline bool flow_find(struct flow_place *place, u64 hash)
 {
-	const struct settings *settings = settings_get();
-
 	place->first = flow_set_at(flow_first_set(hash));
-	if (!settings || !place->first)
+	if (!place->first)
 		return false;
 	place->second = place->first;
 	place->entry = flow_find_in(place->first, hash, &place->value);
 	if (place->entry)
 		return true;
-	if (fresh) {
-		flow_choose_victim(&place->victim, place->first, now, settings);
-		if (place->victim.rank >= RANK_EXPIRED)
-			return true;
-	}
 	place->second = flow_set_at(flow_second_set(hash));
 	if (!place->second)
 		return false;
@@ -218,32 +200,36 @@ static __always_inline bool flow_find(struct flow_place *place, u64 hash, bool f
 static __always_inline bool flow_insert(struct flow_place *place, u64 hash, u64 value, u16 now, bool move)
 {
 	const struct settings *settings = settings_get();
-	struct flow_victim *victim = &place->victim;
+	struct flow_victim victim = {};
 	u32 enough;
 
 	if (!settings)
 		return false;
 	enough = settings->flags & SETTING_CROWDED ? RANK_YOUNG : RANK_EXPIRED;
-	if (!victim->rank)
-		flow_choose_victim(victim, place->first, now, settings);
-	if (victim->rank < enough)
-		flow_choose_victim(victim, place->second, now, settings);
-	if (move && victim->rank < enough && !(settings->flags & SETTING_CROWDED))
-		flow_move_one(victim, place->first, flow_first_set(hash), now, settings);
-	if (!victim->entry)
+	flow_choose_victim(&victim, place->first, now, settings);
+	if (victim.rank < enough)
+		flow_choose_victim(&victim, place->second, now, settings);
+	if (move && victim.rank < enough && !(settings->flags & SETTING_CROWDED))
+		flow_move_one(&victim, place->first, flow_first_set(hash), now, settings);
+	if (!victim.entry)
 		return false;
-	flow_write(victim->entry, hash, value);
+	flow_write(victim.entry, hash, value);
 	return true;
 }
 
-/* The state after one more packet; later: it comes in another tick than the last one did. */
-static __always_inline enum flow_state flow_next_state(enum flow_state state, const struct packet *p, bool later)
+/* A client that still sends when so many ticks have passed since its FIN has closed only its own direction. */
+#define HALF_CLOSED_TICKS 2
+
+/* The state after one more packet, which comes `age` ticks after the one that the entry tells of. */
+static __always_inline enum flow_state flow_next_state(enum flow_state state, const struct packet *p, s16 age)
 {
 	if (p->ends)
 		return FLOW_CLOSING;
+	if (state == FLOW_CLOSING && p->starts)
+		return FLOW_UNPROVEN;
 	if (state == FLOW_CLOSING)
-		return p->starts ? FLOW_UNPROVEN : FLOW_CLOSING;
-	if (!later)
+		return age >= HALF_CLOSED_TICKS ? FLOW_PROVING : FLOW_CLOSING;
+	if (!age)
 		return state;
 	if (state == FLOW_UNPROVEN)
 		return FLOW_PROVING;

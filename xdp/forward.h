@@ -52,6 +52,17 @@ static __always_inline enum verdict resize(struct xdp_md *ctx, struct packet *p,
 	return verdict;
 }
 
+/* Where a packet to a real on `ifindex` leaves: if that is a bond, by the member of it that it came in by. */
+static __always_inline u32 leaves_by(u32 ifindex, u32 ingress)
+{
+	const struct interface *in;
+
+	if (ifindex == ingress)
+		return ingress;
+	in = interface_at(ingress);
+	return in && in->bond == ifindex ? ingress : ifindex;
+}
+
 /* Rewrites the frame for its way to the real; the verdict, or why it can't be done. */
 static __always_inline enum verdict rewrite(struct xdp_md *ctx, struct packet *p, struct route *route,
 					    enum verdict verdict)
@@ -64,7 +75,7 @@ static __always_inline enum verdict rewrite(struct xdp_md *ctx, struct packet *p
 
 	if (!decrement_ttl(&frame, p))
 		return VERDICT_BAD_IP_HEADER;
-	route->ifindex = backend->ifindex;
+	route->ifindex = leaves_by(backend->ifindex, ctx->ingress_ifindex);
 	if (route->ifindex != ctx->ingress_ifindex) {
 		out = interface_at(route->ifindex);
 		if (!out || !(out->flags & INTERFACE_OURS))

@@ -200,7 +200,7 @@ static __always_inline bool too_big_answer(struct xdp_md *ctx, const struct pack
 {
 	u32 quote = p->ipv6 ? ICMP6_QUOTE : ICMP4_QUOTE;
 	u32 headers = sizeof(struct icmphdr) + (p->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
-	int bytes = ctx->data_end - ctx->data, kept = l2_bytes(&p->tags) + quote;
+	int bytes = frame_bytes(ctx), kept = l2_bytes(&p->tags) + quote;
 	struct cursor c;
 
 	if (p->total < quote || bytes < kept)

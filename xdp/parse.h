@@ -37,10 +37,19 @@ struct fragment_header {
 	__be32 identification;
 };
 
+/*
+ * FRAGS: a frame larger than a page is in several buffers, and only the first can be read. The program is built
+ * for that where an interface's MTU needs it (vc5py/dataplane/driver.py): it costs some nanoseconds.
+ */
+#ifndef FRAGS
+#define FRAGS 0
+#endif
+
 struct cursor {
 	void *start;
 	void *pos;
-	void *end;
+	void *end;          /* of what can be read */
+	struct xdp_md *ctx; /* of a frame that may be longer; else NULL */
 };
 
 static __always_inline struct cursor frame_of(struct xdp_md *ctx)
@@ -48,7 +57,20 @@ static __always_inline struct cursor frame_of(struct xdp_md *ctx)
 	struct cursor c = { .start = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end };
 
 	c.pos = c.start;
+	c.ctx = FRAGS ? ctx : NULL;
 	return c;
+}
+
+/* Bytes of the whole frame. */
+static __always_inline u32 frame_bytes(struct xdp_md *ctx)
+{
+	return FRAGS ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+}
+
+/* Whether the frame has so many bytes from the cursor on, readable or not. */
+static __always_inline bool frame_has(const struct cursor *c, u32 bytes)
+{
+	return c->pos + bytes <= c->end || (c->ctx && c->pos - c->start + bytes <= frame_bytes(c->ctx));
 }
 
 #define MAX_OFFSET 0x3fff /* of a header, whatever extension headers there are */
@@ -171,7 +193,7 @@ static __always_inline bool parse_ipv4(struct cursor *c, struct packet *p)
 	p->identification = ip->id;
 	if (ip->version != 4 || header_bytes < sizeof(*ip) || p->total < header_bytes)
 		return false;
-	if (c->pos + p->total > c->end)
+	if (!frame_has(c, p->total))
 		return false;
 	c->pos += header_bytes;
 	if (ip->frag_off & bpf_htons(IPV4_OFFSET))
@@ -203,7 +225,7 @@ static __always_inline bool parse_ipv6(struct cursor *c, struct packet *p)
 	p->protocol = ip->nexthdr;
 	p->ttl = ip->hop_limit;
 	p->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
-	if (ip->version != 6 || total > 0xffff || c->pos + total > c->end)
+	if (ip->version != 6 || total > 0xffff || !frame_has(c, total))
 		return false;
 	c->pos = ip + 1;
 	return true;

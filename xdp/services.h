@@ -14,7 +14,7 @@ static __always_inline u64 service_key(__be16 port, u8 protocol)
 
 static __always_inline struct service_entry4 *service_find_in4(u32 index, u64 key)
 {
-	struct service_set4 *set = map_lookup(MAP(services4), &index);
+	struct service_set4 *set = ELEMENT(services4, struct service_set4, index);
 
 	if (!set)
 		return NULL;
@@ -28,7 +28,7 @@ static __always_inline struct service_entry4 *service_find_in4(u32 index, u64 ke
 
 static __always_inline struct service_entry6 *service_find_in6(u32 index, const u64 vip[2], u64 key)
 {
-	struct service_set6 *set = map_lookup(MAP(services6), &index);
+	struct service_set6 *set = ELEMENT(services6, struct service_set6, index);
 
 	if (!set)
 		return NULL;

@@ -145,10 +145,15 @@ struct verdict_counts {
 	u64 packets[VERDICT_SLOTS];
 };
 
-/* An interface that the program is attached to, at index ifindex. */
+/*
+ * An interface that frames come in by or leave by, at index ifindex. Of a bond its members are what the program
+ * is attached to; backends name the bond itself.
+ */
 struct interface {
-	u8 mac[6]; /* frames for a VIP must be addressed to it */
+	u8 mac[6]; /* frames for a VIP must be addressed to it; those that leave come from it */
 	u16 flags; /* INTERFACE_* */
+	u32 bond;  /* ifindex of the bond that it is a member of; 0: none */
+	u32 reserved;
 };
 
 #define INTERFACE_OURS 0x0001
@@ -182,7 +187,7 @@ _Static_assert(sizeof(struct service) == 64, "one cache line");
 _Static_assert(sizeof(struct slot_line) == 64, "one cache line");
 _Static_assert(sizeof(struct backend) == 64, "one cache line");
 _Static_assert(sizeof(struct backend_count) == 16, "no padding");
-_Static_assert(sizeof(struct interface) == 8, "one word");
+_Static_assert(sizeof(struct interface) == 16, "no padding");
 _Static_assert(sizeof(struct settings) == 64, "no padding");
 _Static_assert(sizeof(struct icmp_budget) == 64, "one cache line");
 

@@ -31,6 +31,7 @@
 #include "icmp.h"
 #include "forward.h"
 #include "probe.h"
+#include "fast.h"
 
 /* Not one of the verdicts: the next step decides. */
 #define UNDECIDED ((enum verdict)VERDICT_SLOTS)
@@ -261,7 +262,7 @@ static __always_inline enum verdict carry_out(struct xdp_md *ctx, struct packet 
 	else if (verdict == VERDICT_TOO_BIG_ANSWERED)
 		return too_big_answer(ctx, p, route->inner_mtu) ? verdict : VERDICT_TOO_BIG;
 	else if (verdict_action(verdict) == FORWARD && route->backend) {
-		u32 bytes = ctx->data_end - ctx->data;
+		u32 bytes = frame_bytes(ctx);
 		enum verdict done = rewrite(ctx, p, route, verdict);
 
 		if (done == verdict)
@@ -273,10 +274,15 @@ static __always_inline enum verdict carry_out(struct xdp_md *ctx, struct packet 
 
 int vc5_ingress(struct xdp_md *ctx)
 {
-	struct packet packet = {};
-	struct route route = {};
-	enum verdict verdict = decide(ctx, &packet, &route);
+	struct packet packet;
+	struct route route;
+	enum verdict verdict;
 
+	if (fast_forward(ctx))
+		return XDP_TX;
+	__builtin_memset(&packet, 0, sizeof(packet));
+	__builtin_memset(&route, 0, sizeof(route));
+	verdict = decide(ctx, &packet, &route);
 	verdict = carry_out(ctx, &packet, &route, verdict);
 	count_verdict(verdict);
 	switch (verdict_action(verdict)) {

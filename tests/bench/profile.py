@@ -34,15 +34,21 @@ class Cut:
 CUTS = (
     Cut(
         "service look-up",
-        "services.h",
-        "return ipv6 ? service_find6(vip, key, value) : service_find4(vip[0], key, value);",
-        "*value = 0; /* the service of the stream that is measured */\n\treturn vip && key;",
+        "fast.h",
+        "struct service_entry4 *entry = service_find_in4(service_first_set(hash, SERVICE_SETS4), key);",
+        "struct service_entry4 first = {}, *entry = key ? &first : (void *)(hash & 0);",
     ),
     Cut(
         "addressed to us?",
-        "vc5.c",
-        "struct interface *interface = interface_at(ifindex);",
-        "struct interface *interface = NULL;\n\n\treturn true;",
+        "fast.h",
+        "if (mac_word(interface->mac) != (mac_of_frame(eth->h_dest) | (u64)INTERFACE_OURS << 48))",
+        "if (!eth)",
+    ),
+    Cut(
+        "the flow's name",
+        "fast.h",
+        "hash = hash_end(hash_mix(FLOW_KEY, (u64)ip->daddr << 32 | ip->saddr), ports, ip->protocol);",
+        "hash = (u64)ports << 24 | ip->saddr;",
     ),
     Cut(
         "slot of the Maglev table",
@@ -51,12 +57,7 @@ CUTS = (
         "struct slot_line *line = NULL;\n\n\treturn number % 16;",
     ),
     Cut("verdict counter", "maps.h", "counts->packets[verdict & (VERDICT_SLOTS - 1)]++;", "(void)counts;"),
-    Cut(
-        "backend counter",
-        "vc5.c",
-        "count_backend(route->index, bytes);",
-        "(void)bytes;",
-    ),
+    Cut("backend counter", "fast.h", "count_backend(index, end - (void *)eth);", "(void)index;"),
 )
 
 

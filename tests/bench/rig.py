@@ -20,12 +20,15 @@ import numpy as np
 
 from vc5py.core import maglev
 from vc5py.core.flowhash import FlowKey
+from vc5py.core.identity import real_identity
 from vc5py.dataplane import abi, compiler, libbpf, maps
 from vc5py.dataplane.base import Neighbour
 from vc5py.dataplane.compiler import Module, ProgramType
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.libbpf import MapType
+from vc5py.dataplane.links import Record
 from vc5py.dataplane.policy import Policy
+from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.ticks import TickClock, measure
 from vc5py.model import (
     BackendId,
@@ -167,7 +170,7 @@ class Ours:
         self._clock: TickClock = measure()
         self.maps = maps.create(_sizes(entries))
         self.dataplane = KernelDataplane(self.maps, self._clock, Policy(sources={4: VIP4, 6: VIP6}))
-        self.dataplane.set_interface(LOOPBACK, OUR_MAC)
+        PortTable(self.maps).write({LOOPBACK: Record(OUR_MAC, exit=LOOPBACK)})
         for real in {real for vip in _MODES for real in reals(vip)}:
             mac = "02:00:00:00:01:" + real.packed[-1:].hex()
             self.dataplane.set_neighbour(real, Neighbour(LOOPBACK, mac))
@@ -239,7 +242,7 @@ class Textbook:
         self.program = module.load("textbook", ProgramType.XDP)
         key = VIP4.packed + socket.htons(PORT).to_bytes(2, "little") + b"\x06\0"
         libbpf.update(self._fds["vips"], key, bytes(8))
-        picks = maglev.build(list(range(REALS)), [1] * REALS, 1 << 16).tolist()
+        picks = maglev.build([real_identity(real) for real in reals(VIP4)], [1] * REALS, 1 << 16).tolist()
         for slot in range(RING):
             pick = picks[slot % len(picks)]
             libbpf.update(self._fds["ring"], slot.to_bytes(4, "little"), pick.to_bytes(4, "little"))
@@ -252,7 +255,7 @@ class Textbook:
         source = int.from_bytes(IPv4Address("10.0.0.0").packed, "little") + flow & 0xFFFFFFFF
         port = 1024 + (flow >> 16) + flow & 0xFFFF  # in the shaker's byte order, which is the frame's
         key = struct.pack("<I4sHHI", source, VIP4.packed, port, socket.htons(PORT), 6)
-        return libbpf.lookup(self._fds["lru"], key, 16) is not None
+        return libbpf.lookup(self._fds["lru"], key) is not None
 
     def close(self) -> None:
         for fd in (*self._fds.values(), self.program):

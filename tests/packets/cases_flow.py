@@ -70,7 +70,7 @@ def _unstable() -> Iterator[Case]:
         yield case(id=f"{name}_crowded", frame=data, verdict="forwarded_unrecorded", crowded=True)
         yield case(id=f"{name}_crowded_syn", frame=start, verdict="forwarded_unrecorded", crowded=True)
         kept_data = tcp(flags="A", sport=kept)
-        yield case(id=f"{name}_kept_syn", frame=tcp(sport=kept), verdict="forwarded_new")
+        yield case(id=f"{name}_kept_syn", frame=tcp(sport=kept), verdict="forwarded_stable")
         yield case(id=f"{name}_kept_data", frame=kept_data, verdict="forwarded_stable")
         yield case(id=f"{name}_again", frame=data, verdict="forwarded_flow", first=(data,))
         yield case(id=f"{name}_after_syn", frame=data, verdict="forwarded_flow", first=(start,))
@@ -125,7 +125,7 @@ def _schedulings() -> Iterator[Case]:
     yield Case("pass_port", "an unknown port, to be passed", tcp(PASS_VIP, 81), "unknown_passed")
     yield Case("pass_udp", "port 80 by UDP", udp(PASS_VIP, 80), "unknown_passed")
     yield Case("pass_gre", "another protocol", frames.other_protocol(47, PASS_VIP), "unknown_passed")
-    yield Case("pass_service", "a known port", tcp(PASS_VIP), "forwarded_new")
+    yield Case("pass_service", "a known port", tcp(PASS_VIP), "forwarded_stable")
     bad = frames.lying(tcp(PASS_VIP), IP_AT, b"\x44")
     yield Case("pass_lies", "not what can't be read", bad, "bad_ip_header")
     mac = tcp(PASS_VIP, 81, link=ether(dst="02:00:00:00:00:77"))
@@ -198,7 +198,7 @@ def _fragments() -> Iterator[Case]:
     later = lying(frames.other_protocol(47), IP_AT + 6, b"\x20\5")
     yield Case("fragment_gre_later", "a later one of GRE", later, "fragment_unknown")
     atomic = tcp(WEB_VIP6, extensions=IPv6ExtHdrFragment(id=3))
-    yield Case("fragment_atomic", "is a whole packet", atomic, "forwarded_new", DROPPING)
+    yield Case("fragment_atomic", "is a whole packet", atomic, "forwarded_stable", DROPPING)
     # The last bits of the two fields
     for field, verdict in (
         (0x2001, "fragment_unknown"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, PadN
 from scapy.layers.l2 import ARP
 
 from tests.packets import frames
 from tests.packets.cases_base import Case
-from tests.packets.frames import IP_AT, ether, lying, padded, patched, tags, tcp, udp
+from tests.packets.frames import IP_AT, ether, lying, padded, patched, tags
 from tests.packets.world import (
     BEYOND_VIP,
+    BOND_MAC,
+    FAR_VIP,
     NO_VIP,
     OUR_MAC,
     TAGS,
@@ -27,8 +30,9 @@ from tests.packets.world import (
 )
 
 L4 = {4: IP_AT + 20, 6: IP_AT + 40}
-STABLE, NEW = "forwarded_stable", "forwarded_new"
-PORT = 40003
+STABLE = "forwarded_stable"
+PORT = 40003  # with which no flow here is looked up in tick 0
+tcp, udp = partial(frames.tcp, sport=PORT), partial(frames.udp, sport=PORT)
 LINKS = {"untagged": (), "q": (100,), "q0": (0,), "adq": (300, 100)}
 _OUTER = {"4": 20, "6": 40}
 _MORE = {"ipip": 0, "gre": 4, "fou": 8, "gue": 12}
@@ -46,18 +50,18 @@ def _ways() -> Iterator[Case]:
     for family in (4, 6):
         for way in [*WAYS, "dscp"]:
             vip, name = mode_vip(way, family), f"{way}_for_{family}"
-            yield Case(f"{name}_syn", "a new connection", tcp(vip), NEW)
-            data = tcp(vip, flags="PA", payload=DATA, sport=PORT)
+            yield Case(f"{name}_syn", "a new connection", tcp(vip), STABLE)
+            data = tcp(vip, flags="PA", payload=DATA)
             yield Case(f"{name}_tcp", "data", data, STABLE)
-            datagram = udp(vip, 53, payload=DATA, sport=PORT)
+            datagram = udp(vip, 53, payload=DATA)
             yield Case(f"{name}_udp", "a datagram", datagram, STABLE)
             blank = patched(datagram, L4[family] + 6, b"\0\0")
             yield Case(f"{name}_udp_blank", "without a checksum, none outside", blank, STABLE)
             yield Case(f"{name}_padded", "the padding stays behind", padded(data, 200, b"\xaa"), STABLE)
-            ecn = tcp(vip, flags="A", tos=0xBB, sport=PORT)
+            ecn = tcp(vip, flags="A", tos=0xBB)
             yield Case(f"{name}_tos", "traffic class and ECN go along", ecn, STABLE)
-            yield Case(f"{name}_ttl", "one hop less inside", tcp(vip, ttl=2), NEW)
-            short = patched(udp(vip, 53, payload=DATA, length=20, sport=PORT), L4[family] + 6, b"\x12\x34")
+            yield Case(f"{name}_ttl", "one hop less inside", tcp(vip, ttl=2), STABLE)
+            short = patched(udp(vip, 53, payload=DATA, length=20), L4[family] + 6, b"\x12\x34")
             yield Case(f"{name}_udp_tail", "bytes behind the datagram", short, STABLE)
             reset = tcp(vip, flags="R")
             yield Case(f"{name}_rst", "an end", reset, "forwarded_ending")
@@ -68,16 +72,16 @@ def _odd() -> Iterator[Case]:
     extended = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(4))])
     for way in [*WAYS, "dscp"]:
         vip4, vip6 = mode_vip(way, 4), mode_vip(way, 6)
-        yield Case(f"{way}_ext", "extension headers", tcp(vip6, extensions=extended), NEW)
+        yield Case(f"{way}_ext", "extension headers", tcp(vip6, extensions=extended), STABLE)
         first = tcp(vip6, extensions=IPv6ExtHdrFragment(id=5, m=1), payload=bytes(8))
-        yield Case(f"{way}_first6", "a first fragment", first, NEW)
+        yield Case(f"{way}_first6", "a first fragment", first, STABLE)
         first = lying(tcp(vip4, payload=bytes(4)), IP_AT + 6, b"\x20\0")
-        yield Case(f"{way}_first4", "a first fragment", first, NEW)
+        yield Case(f"{way}_first4", "a first fragment", first, STABLE)
         options = lying(_with_ip_options(tcp(vip4)), IP_AT + 8, b"\x40")
-        yield Case(f"{way}_options", "IP options", options, NEW)
+        yield Case(f"{way}_options", "IP options", options, STABLE)
         wrong = patched(tcp(vip4), IP_AT + 10, b"\x12\x34")
         if way[:-1] not in ("fou", "gue"):
-            yield Case(f"{way}_wrong_ip_checksum", "stays wrong inside", wrong, NEW)
+            yield Case(f"{way}_wrong_ip_checksum", "stays wrong inside", wrong, STABLE)
 
 
 def _with_ip_options(frame: bytes) -> bytes:
@@ -92,15 +96,15 @@ def _sizes() -> Iterator[Case]:
         for way in WAYS:
             vip, name = mode_vip(way, family), f"{way}_for_{family}"
             most = room(way) - headers
-            fits = tcp(vip, flags="A", payload=bytes(range(256)) * 5 + bytes(most - 1280), sport=PORT)
+            fits = tcp(vip, flags="A", payload=bytes(range(256)) * 5 + bytes(most - 1280))
             yield Case(f"{name}_fits", f"{room(way)} bytes", fits, STABLE)
-            over = tcp(vip, flags="A", payload=b"\xa5" * (most + 1), sport=PORT)
+            over = tcp(vip, flags="A", payload=b"\xa5" * (most + 1))
             yield Case(f"{name}_too_big", "one byte more", over, "too_big_answered")
             yield Case(f"{name}_limited", "answered too often", over, "too_big", SILENT)
             for link, ids in list(LINKS.items())[1:]:
-                tagged = tcp(vip, flags="A", payload=b"\xa5" * (most + 1), sport=PORT, link=tags(*ids))
+                tagged = tcp(vip, flags="A", payload=b"\xa5" * (most + 1), link=tags(*ids))
                 yield Case(f"{name}_too_big_{link}", "the answer has the tags", tagged, "too_big_answered")
-    trailing = padded(tcp(mode_vip("ipip4", 4), flags="A", sport=PORT), 1514, b"\xcc")
+    trailing = padded(tcp(mode_vip("ipip4", 4), flags="A"), 1514, b"\xcc")
     yield Case("padding_fits", "padding is not counted", trailing, STABLE)
     later = frames.ip(mode_vip("ipip4", 4), frag=8, proto=6, id=77)
     teach = lying(tcp(mode_vip("ipip4", 4), payload=bytes(24), id=77), IP_AT + 6, b"\x20\0")
@@ -116,16 +120,16 @@ def _tags() -> Iterator[Case]:
                 vip = tags_vip(wanted, way, family)
                 for link, ids in LINKS.items():
                     frame = tcp(vip, link=tags(*ids))
-                    yield Case(f"tags_{link}_{wanted}_{way}_for_{family}", "tags", frame, NEW)
+                    yield Case(f"tags_{link}_{wanted}_{way}_for_{family}", "tags", frame, STABLE)
         vip = tags_vip("qinq", "l2", family)
         three = tcp(vip, link=tags(1, 2, 3))
         yield Case(f"tags_three_{family}", "too many to look behind", three, "too_many_tags")
         double = tcp(vip, link=tags(1, 2, outer_ad=False))
-        yield Case(f"tags_q_q_{family}", "802.1Q twice", double, NEW)
+        yield Case(f"tags_q_q_{family}", "802.1Q twice", double, STABLE)
         mixed = patched(double, 14, b"\x60\1")
-        yield Case(f"tags_priority_{family}", "the innermost tag's priority stays", mixed, NEW)
+        yield Case(f"tags_priority_{family}", "the innermost tag's priority stays", mixed, STABLE)
         ad = patched(tcp(vip, link=tags(1)), 12, b"\x88\xa8")
-        yield Case(f"tags_ad_{family}", "802.1ad alone", ad, NEW)
+        yield Case(f"tags_ad_{family}", "802.1ad alone", ad, STABLE)
     for link, ids in LINKS.items():
         yield Case(f"tags_{link}_other", "another host's", tcp(NO_VIP, link=tags(*ids)), "not_vip")
         yield Case(f"tags_{link}_arp", "no IP behind", bytes(tags(*ids) / ARP()), "not_ip")
@@ -141,15 +145,15 @@ def _gateways() -> Iterator[Case]:
         spec = WORLD.service(f"{way}-for-4").reals[0]
         assert spec.mac is not None
         frame = tcp(mode_vip(way, 4), link=ether(src=spec.mac))
-        yield Case(f"from_gateway_{way}", "the real's gateway is also the client's", frame, NEW)
+        yield Case(f"from_gateway_{way}", "the real's gateway is also the client's", frame, STABLE)
     dscp = WORLD.service("dscp-for-4").reals[0]
     frame = tcp(mode_vip("dscp", 4), link=ether(src=str(dscp.mac)))
     yield Case("dscp_looped", "the real itself is on link", frame, "looped")
     for family, vip in ((4, WEB_VIP), (6, WEB_VIP6)):
         for way in ("ipip6", "gue6", "dscp"):
             far = tcp(mode_vip(way, family), link=ether(dst=OUR_MAC[Side.FAR]))
-            yield Case(f"far_{way}_{family}", "from the far side", far, NEW, side=Side.FAR)
-        yield Case(f"bare_l2_{family}", "no headroom needed", tcp(vip), NEW, bare=True)
+            yield Case(f"far_{way}_{family}", "from the far side", far, STABLE, side=Side.FAR)
+        yield Case(f"bare_l2_{family}", "no headroom needed", tcp(vip), STABLE, bare=True)
         for way in WAYS:
             yield Case(
                 f"bare_{way}_{family}", "no headroom", tcp(mode_vip(way, family)), "no_headroom", bare=True
@@ -157,7 +161,29 @@ def _gateways() -> Iterator[Case]:
         pushed = tcp(tags_vip("qinq", "l2", family))
         yield Case(f"bare_push_{family}", "no headroom for a tag", pushed, "no_headroom", bare=True)
         popped = tcp(tags_vip("pop", "l2", family), link=tags(1, 2))
-        yield Case(f"bare_pop_{family}", "shorter than before", popped, NEW, bare=True)
+        yield Case(f"bare_pop_{family}", "shorter than before", popped, STABLE, bare=True)
 
 
-FORWARD = [*_ways(), *_odd(), *_sizes(), *_tags(), *_gateways()]
+def _bonds() -> Iterator[Case]:
+    """Frames that come in by a member, or go to a real behind a bond: by every pair of sides and bonds."""
+    for name, members in BONDS.items():
+        world = replace(WORLD, bond=members)
+        for side in Side:
+            link = ether(dst=OUR_MAC[side])
+            near, far = tcp(WEB_VIP, link=link), tcp(FAR_VIP, 53, link=link)
+            yield Case(f"{name}_{side}_to_near", "to the near side", near, STABLE, world, side)
+            yield Case(f"{name}_{side}_to_far", "to the far side", far, STABLE, world, side)
+            gue = tcp(mode_vip("gue6", 4), link=link)
+            yield Case(f"{name}_{side}_tunnel", "with outer headers", gue, STABLE, world, side)
+            bonds = tcp(WEB_VIP, link=ether(dst=BOND_MAC))
+            yield Case(
+                f"{name}_{side}_other_mac", "the member's own address", bonds, "not_our_mac", world, side
+            )
+
+
+BONDS = {
+    "bond": frozenset(Side),
+    "bond_near": frozenset({Side.NEAR}),
+    "bond_far": frozenset({Side.FAR}),
+}
+FORWARD = [*_bonds(), *_ways(), *_odd(), *_sizes(), *_tags(), *_gateways()]

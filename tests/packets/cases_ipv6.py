@@ -34,7 +34,7 @@ def known(n: int = 0) -> Entry:
 
 def _services() -> Iterator[Case]:
     vip = WEB_VIP6
-    yield Case("v6_syn", "a new connection", tcp(vip), "forwarded_new")
+    yield Case("v6_syn", "a new connection", tcp(vip), "forwarded_stable")
     yield Case("v6_ack", "the middle of a connection", tcp(vip, flags="A"), "forwarded_stable")
     sampled = tcp(vip, flags="A", sport=SAMPLED)
     yield Case("v6_sampled", "recorded in the tick of its sampling", sampled, "forwarded_new")
@@ -44,7 +44,7 @@ def _services() -> Iterator[Case]:
     yield down
     yield Case("v6_fin", "the end of an unknown one", tcp(vip, flags="FA"), "forwarded_ending")
     yield Case("v6_rst", "a reset of an unknown one", tcp(vip, flags="R"), "forwarded_ending")
-    yield Case("v6_crowded", "no room for it", tcp(vip), "forwarded_unrecorded", crowded=True)
+    yield Case("v6_crowded", "no room for it", tcp(vip, sport=SAMPLED), "forwarded_unrecorded", crowded=True)
     yield Case("v6_udp", "a datagram", udp(vip, sport=PORT), "forwarded_stable")
     blank = patched(udp(vip, sport=PORT), L4_AT + 6, b"\0\0")
     yield Case("v6_udp_no_checksum", "illegal, but not ours to judge", blank, "forwarded_stable")
@@ -55,21 +55,21 @@ def _services() -> Iterator[Case]:
     yield Case("v6_dark", "no real is up", tcp(DARK_VIP6), "no_backend")
     yield Case("v6_not_vip", "another address", tcp(NO_VIP6), "not_vip")
     yield Case("v6_other_mac", "another host's", tcp(vip, link=ether(dst=OUR_MAC[Side.FAR])), "not_our_mac")
-    yield Case("v6_near_to_far", "the real is on the other interface", tcp(FAR_VIP6), "forwarded_new")
+    yield Case("v6_near_to_far", "the real is on the other interface", tcp(FAR_VIP6), "forwarded_stable")
     far = ether(dst=OUR_MAC[Side.FAR])
-    yield Case("v6_far_to_near", "the other way", tcp(vip, link=far), "forwarded_new", side=Side.FAR)
-    yield Case("v6_far_to_far", "the same", tcp(FAR_VIP6, link=far), "forwarded_new", side=Side.FAR)
+    yield Case("v6_far_to_near", "the other way", tcp(vip, link=far), "forwarded_stable", side=Side.FAR)
+    yield Case("v6_far_to_far", "the same", tcp(FAR_VIP6, link=far), "forwarded_stable", side=Side.FAR)
     looped = ether(src=str(WORLD.service("far6").reals[0].mac))
     yield Case("v6_looped", "the real sends it back", tcp(FAR_VIP6, link=looped), "looped")
     for ttl in (0, 1):
         yield Case(f"v6_hop_limit_{ttl}", "would die", tcp(vip, ttl=ttl), "ttl_expired")
     for ttl in (2, 64, 255):
-        yield Case(f"v6_hop_limit_{ttl}", "lives on", tcp(vip, ttl=ttl), "forwarded_new")
+        yield Case(f"v6_hop_limit_{ttl}", "lives on", tcp(vip, ttl=ttl), "forwarded_stable")
     for tos in (3, 0xB8, 0xFF):
         yield Case(
-            f"v6_tc_{tos:02x}", "traffic class is kept", tcp(vip, tos=tos, fl=0xABCDE), "forwarded_new"
+            f"v6_tc_{tos:02x}", "traffic class is kept", tcp(vip, tos=tos, fl=0xABCDE), "forwarded_stable"
         )
-    yield Case("v6_padded", "trailing bytes", padded(tcp(vip), 200, b"\xaa"), "forwarded_new")
+    yield Case("v6_padded", "trailing bytes", padded(tcp(vip), 200, b"\xaa"), "forwarded_stable")
     for number in (1, 4, 41, 47, 50, 51, 59, 89, 132, 135, 139, 255):
         frame = bytes(ether() / frames.ip(vip, nh=number) / bytes(32))
         yield Case(f"v6_protocol_{number}", "neither TCP nor UDP", frame, "unsupported_protocol")
@@ -102,7 +102,9 @@ def _extensions() -> Iterator[Case]:
         "six": chain(6),
     }
     for name, extensions in headers.items():
-        yield Case(f"ext_{name}_tcp", "looked through", tcp(WEB_VIP6, extensions=extensions), "forwarded_new")
+        yield Case(
+            f"ext_{name}_tcp", "looked through", tcp(WEB_VIP6, extensions=extensions), "forwarded_stable"
+        )
         yield Case(
             f"ext_{name}_udp",
             "looked through",

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from tests.unit.test_stability_model import KEY, OUR_MAC, SIZES, VIPS, Bench, Connection
 from vc5py.dataplane import abi, compiler, libbpf, maps
 from vc5py.dataplane.libbpf import BPF_F_MMAPABLE, MapType
+from vc5py.dataplane.links import Record
 from vc5py.dataplane.maps import Sizes
+from vc5py.dataplane.ports import PortTable
 from vc5py.model import Protocol
 
 _C = Path(__file__).with_name("c")
@@ -113,7 +115,7 @@ class KernelBench(Bench):
 
     def restart(self) -> None:
         super().restart()
-        self.dataplane.set_interface(1, OUR_MAC)
+        PortTable(self.maps).write({1: Record(OUR_MAC, exit=1)})
 
     def send(self, connection: Connection, syn: bool) -> int | None:
         assert self.kernel

@@ -26,20 +26,23 @@ from typing import ParamSpec, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.packets.world import OUR_MAC, SOURCES, RealSpec, ServiceSpec, Side, World
+from tests.packets.world import BOND_MAC, OUR_MAC, SOURCES, RealSpec, ServiceSpec, Side, World
 from vc5py.core.flowhash import FlowKey
 from vc5py.core.identity import service_identity
 from vc5py.dataplane import abi, compiler, libbpf, maps
 from vc5py.dataplane.abi import FlowState
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.libbpf import TestRun
+from vc5py.dataplane.links import Record
 from vc5py.dataplane.policy import Policy
+from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.ticks import TickClock
 from vc5py.model import IPAddress
 
 KEY = FlowKey.derive(b"a secret of the tests")
 FLOW_SETS = 1024
 FROZEN = 40  # shifts all jiffies of the next hundred years away: the tick is always 0
+BOND = 60  # an ifindex that is free
 LOOPBACK = 1  # the ifindex of lo, in every network namespace
 _CLONE_NEWNET = 0x40000000
 CLOCK = TickClock(100)
@@ -124,20 +127,24 @@ class _OtherNetwork:
 
 
 class Kernel:
-    """Compiled once, then any number of worlds and frames. `tick_shift`: log2 of jiffies a tick."""
+    """Compiled once, then any number of worlds and frames. `tick_shift`: log2 of jiffies a tick. `frags`: for
+    frames in several buffers.
+    """
 
-    def __init__(self, tick_shift: int = FROZEN) -> None:
+    def __init__(self, tick_shift: int = FROZEN, *, frags: bool = False) -> None:
         self._tick_shift = tick_shift
         self.maps = maps.create(_SIZES)
+        self._ports = PortTable(self.maps)
         self._network = _OtherNetwork()
         self.ifindex = {Side.NEAR: LOOPBACK, Side.FAR: self._network.ifindex}
         macros = self.maps.macros() | {
             "FLOW_KEY": KEY.start,
             "FLOW_KEY_ODD": KEY.odd,
             "TICK_SHIFT": tick_shift,
+            "FRAGS": int(frags),
         }
         module = compiler.compile_file(abi.XDP_DIR / "vc5.c", macros)
-        self._ingress = module.load("vc5_ingress", compiler.ProgramType.XDP)
+        self._ingress = module.load("vc5_ingress", compiler.ProgramType.XDP, frags=frags)
         self._egress = module.load("vc5_egress", compiler.ProgramType.TC)
         clock = compiler.compile_file(abi.XDP_DIR / "jiffies.c", {})
         self._jiffies = clock.load("vc5_jiffies", compiler.ProgramType.XDP)
@@ -169,18 +176,30 @@ class Kernel:
             self._forget_everything()
             policy = Policy(drop_fragments=world.drop_fragments, sources=SOURCES)
             self.dataplane = KernelDataplane(self.maps, CLOCK, policy)
-            for side, mac in OUR_MAC.items():
-                self._network.call(self.dataplane.set_interface, self.ifindex[side], mac)
+            records = self._records(world)
+            self._network.call(self._ports.write, records)
+            self._ports.forget_all_but(records)
             if before is not None:
                 self.change(before)
             self.change(world)
             self._installed = world, before
         self.clear_flows()
 
+    def _records(self, world: World) -> dict[int, Record]:
+        records = {}
+        for side, mac in OUR_MAC.items():
+            bonded = side in world.bond
+            index = self.ifindex[side]
+            records[index] = Record(mac, BOND) if bonded else Record(mac, exit=index)
+            if bonded:
+                records[BOND] = Record(BOND_MAC, exit=index)
+        return records
+
     def change(self, world: World) -> None:
         """Makes the installed world into this one; flows stay."""
         for real in (real for service in world.services for real in service.reals):
-            self.dataplane.set_neighbour(real.address, real.neighbour(self.ifindex[real.side]))
+            ifindex = BOND if real.side in world.bond else self.ifindex[real.side]
+            self.dataplane.set_neighbour(real.address, real.neighbour(ifindex))
         self.dataplane.apply(world.desired())
         self.maps.settings["icmp_per_jiffy"] = _ENDLESS if world.answers else 0
         self._world, self._installed = world, None
@@ -198,7 +217,6 @@ class Kernel:
             array[:] = 0
         for keys in (self.maps.services4, self.maps.services6):
             keys[:] = 0
-        self.maps.interfaces[:] = 0
 
     def clear_flows(self) -> None:
         self.maps.flows[:] = 0

@@ -15,14 +15,14 @@ from tests.packets import oracle_read, oracle_send
 from tests.packets.harness import ACTIONS, KEY, Outcome, TcAction, XdpAction
 from tests.packets.oracle_read import Kind, Packet, Quote, read
 from tests.packets.oracle_send import OURS, mac
-from tests.packets.world import RealSpec, ServiceSpec, Side, World
+from tests.packets.world import BOND_MAC, RealSpec, ServiceSpec, Side, World
 from vc5py.core import maglev
 from vc5py.core.flowhash import client_hash, flow_hash, fragment_hash, other_slot, table_slot
 from vc5py.core.identity import real_identity
 from vc5py.dataplane.abi import Action, FlowState
 from vc5py.model import ForwardMode, IPAddress, Protocol, Scheduling, Unknown
 
-SAMPLE = 32  # a flow is looked up in one tick of so many, whatever its slot says
+SAMPLE = 64  # a flow is looked up in one tick of so many, whatever its slot says
 
 __all__ = ["ACTIONS", "Flows", "Known", "Oracle", "expect_probe", "maglev_choice", "read_tuple"]
 
@@ -167,7 +167,8 @@ class Oracle:
             if verdict == "too_big_answered":
                 return Outcome(verdict, XdpAction.TX, sent)
             if ACTIONS[verdict] is Action.FORWARD and (headroom or len(sent) <= len(frame)):
-                return Outcome(verdict, XdpAction.TX if real.side is side else XdpAction.REDIRECT, sent)
+                back = self._leaves_where_it_came(real, side)
+                return Outcome(verdict, XdpAction.TX if back else XdpAction.REDIRECT, sent)
             if ACTIONS[verdict] is Action.FORWARD:
                 verdict = "no_headroom"
         if verdict == "echo_answered":
@@ -266,7 +267,14 @@ class Oracle:
             return "looped", b""
         if mode.is_tunnel and p.total + oracle_send.tunnel_bytes(real) > real.forwarding.mtu:
             return self._too_big(frame, p, real)
-        return verdict, oracle_send.forwarded(frame, p, real, side, name)
+        source = mac(BOND_MAC) if real.side in self._world.bond else OURS[real.side]
+        if self._leaves_where_it_came(real, side):
+            source = frame[:6]
+        return verdict, oracle_send.forwarded(frame, p, real, source, name)
+
+    def _leaves_where_it_came(self, real: RealSpec, side: Side) -> bool:
+        """Members of a bond are as good as each other."""
+        return real.side is side or {real.side, side} <= self._world.bond
 
     def _too_big(self, frame: bytes, p: Packet, real: RealSpec) -> tuple[str, bytes]:
         """No error about an error, nor about an IPv4 fragment other than the first (RFC 1122 3.2.2)."""
@@ -283,7 +291,7 @@ def _choose(
     slot = service.slot(flow, name)
     unstable = service.unstable[slot]
     sampled = not (name >> 56) % SAMPLE
-    if not (unstable or service.by_flow or p.starts or p.ends or sampled):
+    if not (unstable or service.by_flow or p.ends or sampled):
         real = service.up(service.table[slot])
         if real is not None:
             return "forwarded_stable", real

@@ -7,7 +7,7 @@ compares it with scapy. Sources: RFC 1071, 1624, 2003, 2473, 2784, 4213, 8200, 7
 from __future__ import annotations
 
 from tests.packets.oracle_read import ICMP6, TCP, UDP, Kind, Packet, number
-from tests.packets.world import OUR_MAC, SOURCES, RealSpec, Side
+from tests.packets.world import OUR_MAC, SOURCES, RealSpec
 from vc5py.model import ForwardMode
 
 HOPS = 64
@@ -78,9 +78,8 @@ def tags_towards(real: RealSpec, p: Packet) -> list[bytes]:
     return [b"\x88\xa8" + (priority | real.svlan).to_bytes(2, "big"), inner]
 
 
-def forwarded(frame: bytes, p: Packet, real: RealSpec, side: Side, flow_hash: int) -> bytes:
-    """The frame as it leaves for the real, by the real's interface."""
-    source = frame[:6] if real.side is side else OURS[real.side]
+def forwarded(frame: bytes, p: Packet, real: RealSpec, source: bytes, flow_hash: int) -> bytes:
+    """The frame as it leaves for the real, from `source`."""
     return _sent(frame, p, real, source, flow_hash, less_one_hop(frame[p.l3 : p.end]))
 
 

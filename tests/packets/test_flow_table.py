@@ -181,6 +181,7 @@ def test_two_cpus_write_the_same_sets() -> None:
     with Kernel(replace(SIZES, flow_sets=2)) as kernel:
         bench = KernelBench(kernel=kernel)
         bench.change(0, dict.fromkeys(range(8), "up"))
+        bench.maps.services["flags"] |= abi.SERVICE_BY_FLOW  # so that all are recorded
         assert establish(bench, 1) == 1
         first = bench.connections[0]
         kernel.prepare_flood(frame_of(first, SYN), mask=0x3F00_0000)  # the low bits of address and port

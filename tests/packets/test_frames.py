@@ -124,7 +124,7 @@ def test_every_one_of_many_ports_is_found(frozen_kernel: Kernel, vip: IPAddress)
     at = IP_AT + (20 if vip.version == 4 else 40) + 2
     frames = [patched(template, at, port.to_bytes(2, "big")) for port in range(1, 1001)]
     found = [frozen_kernel.run_many([frame])[0].verdict for frame in frames]
-    assert set(found[: len(ports)]) == {"forwarded_new"}
+    assert set(found[: len(ports)]) <= {"forwarded_stable", "forwarded_new"}
     assert set(found[len(ports) :]) == {"no_service"}
 
 
@@ -161,8 +161,8 @@ def test_new_flows_go_where_the_maglev_table_says(kernel: Kernel) -> None:
 
 def test_entry_is_named_by_pythons_hash(kernel: Kernel) -> None:
     """The flow table's tag ^ value is flow_hash4 of the 5-tuple, and the entry is in one of its two sets."""
-    templates = [tcp(), udp(STICKY_VIP, 53), tcp(dport=22), tcp(WEB_VIP6), udp(STICKY_VIP6, 53)]
-    for (source, sport), template in zip(random_clients(2), templates * 50, strict=False):
+    templates = [tcp(STICKY_VIP), udp(STICKY_VIP, 53), tcp(STICKY_VIP6), udp(STICKY_VIP6, 53)]
+    for (source, sport), template in zip(random_clients(2), templates * 60, strict=False):
         frame = from_client(template, source, sport)
         kernel.clear_flows()
         kernel.run(frame)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 import numpy as np
@@ -20,13 +20,24 @@ from vc5py.core.identity import backend_identity, real_identity, service_identit
 from vc5py.dataplane import abi, flows, maps
 from vc5py.dataplane.base import Neighbour, Traffic
 from vc5py.dataplane.kernel import MIN_ROOM, QUARANTINE_S, KernelDataplane
+from vc5py.dataplane.links import Record
 from vc5py.dataplane.maps import Maps, Sizes
 from vc5py.dataplane.policy import FRAGMENT_TIMEOUT_S
+from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.servicemap import ServiceMap
 from vc5py.dataplane.tables import first_slot, size
 from vc5py.dataplane.ticks import TickClock
 from vc5py.errors import DataplaneError
-from vc5py.model import BackendId, BackendState, Desired, Protocol, ServiceState, VirtualServiceId
+from vc5py.model import (
+    BackendId,
+    BackendState,
+    Desired,
+    Forwarding,
+    ForwardMode,
+    Protocol,
+    ServiceState,
+    VirtualServiceId,
+)
 
 SIZES = Sizes(
     flow_sets=64,
@@ -129,7 +140,8 @@ class Bench:
         """Writes an entry for the backend into the flow's first set; returns where."""
         index, local, _ = self.place(backend)
         at = flow_hash % self.maps.sizes.flow_sets, flow_hash % abi.FLOW_WAYS
-        value = abi.FLOW_VALID | flows.owner(index, local)
+        value = flows.owner(index, local) | abi.FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT
+        value |= abi.FLOW_VALID | TICKS.now() << abi.FLOW_TICK_SHIFT
         self.maps.flows[at]["value"], self.maps.flows[at]["tag"] = value, value ^ flow_hash
         return at
 
@@ -307,6 +319,7 @@ def test_service_grows_beyond_its_room_and_keeps_flows_and_counters(bench: Bench
     bench.dataplane.apply(desired(service("+" * (MIN_ROOM + 1))))
     assert bench.place(backend(1))[:2] == (index, local)
     assert bench.place(backend(1))[2] != old_at
+    bench.pass_time(0)
     assert bench.dataplane.counters().traffic[backend(1)] == Traffic(7, 70)
     assert bench.dataplane.counters().flows[backend(1)] == 1
     assert bench.flow_goes_to(http_key(), flow) == backend_identity(backend(1))
@@ -416,6 +429,38 @@ def test_what_has_no_room_is_refused_and_tried_again_in_vain_without_harm(sizes:
         assert http_key(VIP2) in bench.visible()
 
 
+def test_what_a_refused_change_has_written_is_taken_back() -> None:
+    """Room for one table: what leaves the members alone is done, the new one is refused."""
+    first = service("++")
+    tunnel = replace(first.backends[0], forwarding=Forwarding(ForwardMode.IPIP))
+    refused = replace(first, backends=(tunnel, first.backends[1], *service(".." + "+").backends))
+    with open_bench(Sizes(64, 32, 256, 9, 16, 16, 2, 16)) as bench:
+        bench.dataplane.apply(desired(first))
+        before = bench.visible()
+        records = bench.maps.backends[["link", "how"]][bench.place(backend(0))[2] :][:2].copy()
+        for _ in range(2):
+            with pytest.raises(DataplaneError, match="Maglev slots"):
+                bench.dataplane.apply(desired(refused))
+        assert bench.dataplane.mark_of(backend(2)) is not None
+        bench.dataplane.apply(desired(first))
+        assert bench.visible() == before
+        assert (bench.maps.backends[["link", "how"]][bench.place(backend(0))[2] :][:2] == records).all()
+        assert bench.dataplane.mark_of(backend(2)) is None
+        assert set(bench.dataplane.counters().traffic) == {backend(0), backend(1)}
+
+
+def test_same_values_in_another_order_are_nothing_new(bench: Bench) -> None:
+    one, other = service("+-"), service("+", name="dns", vip=VIP2)
+    bench.dataplane.apply(desired(one, other))
+    before = bench.visible(), bench.maps.services.tobytes(), bench.maps.slots.tobytes()
+    bench.dataplane.apply(desired(other, one))
+    assert before == (bench.visible(), bench.maps.services.tobytes(), bench.maps.slots.tobytes())
+    bench.dataplane.apply(desired(one))
+    assert bench.installed_keys() == {http_key(), key_of(VIP, 0, 0)}
+    bench.dataplane.apply(desired(other))
+    assert bench.installed_keys() == {http_key(VIP2), key_of(VIP2, 0, 0)}
+
+
 # Neighbours and interfaces
 
 
@@ -432,10 +477,23 @@ def test_neighbour_is_written_to_every_backend_on_the_real(bench: Bench) -> None
     assert bench.visible()[http_key()][1] == {backend_identity(backend(0)): (abi.BACKEND_UP << 48, 7)}
 
 
+def test_neighbour_of_a_backend_that_has_gone_is_written_nowhere(bench: Bench) -> None:
+    bench.dataplane.apply(desired(service("++"), service("++", name="other", vip=VIP2)))
+    places = [bench.place(backend(1))[2], bench.place(backend(1, name="other", vip=VIP2))[2]]
+    bench.dataplane.apply(desired(service("+")))
+    bench.meet()
+    assert bench.maps.backends["link"][places].tolist() == [0, 0]
+    bench.dataplane.apply(desired(service("++")))
+    assert bench.visible() == fresh(desired(service("++")))
+
+
 def test_interface_is_ours(bench: Bench) -> None:
-    bench.dataplane.set_interface(3, "02:00:00:00:00:33")
-    assert int(bench.maps.interfaces[3]) == abi.mac_to_word("02:00:00:00:00:33") | abi.INTERFACE_OURS << 48
-    assert np.count_nonzero(bench.maps.interfaces) == 1
+    ports, ours = PortTable(bench.maps), abi.mac_to_word("02:00:00:00:00:33") | abi.INTERFACE_OURS << 48
+    ports.write({3: Record("02:00:00:00:00:33", bond=7, exit=3)})
+    assert bench.maps.interfaces[3].tolist() == (ours, 7, 0)
+    assert np.count_nonzero(bench.maps.interfaces["link"]) == 1
+    ports.forget_all_but({})
+    assert not bench.maps.interfaces["link"].any()
 
 
 # Readings
@@ -450,7 +508,11 @@ def test_counters_are_summed_over_cpus_and_named(bench: Bench) -> None:
     bench.maps.verdict_counts[:, forwarded.number] = 5, 6
     for n in range(3):
         bench.record_flow(backend(n % 2), n)
+    assert bench.dataplane.counters().flows_at is None
+    assert not any(bench.dataplane.counters().flows.values())
+    bench.pass_time(1)
     counters = bench.dataplane.counters()
+    assert counters.flows_at == bench.now
     assert counters.traffic == {backend(0): Traffic(0, 0), backend(1): Traffic(3, 300)}
     assert counters.flows == {backend(0): 2, backend(1): 1}
     assert counters.verdicts.keys() == {verdict.name for verdict in abi.verdicts()}

@@ -6,14 +6,39 @@ tests/unit/test_stability_model.py for the steps and for the bound.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from tests.packets.clocked import Kernel, KernelBench
 from tests.unit import test_stability_model as model
-from tests.unit.test_stability_model import PROVEN_S, SAMPLE_TICKS, begin, play_random, unstable_slots
-from vc5py.model import Protocol, Scheduling
+from tests.unit.test_stability_model import (
+    PIECEMEAL,
+    PROVEN_S,
+    REALS,
+    SAMPLE_TICKS,
+    VIPS,
+    begin,
+    play_random,
+    unstable_slots,
+)
+from vc5py.dataplane.policy import SETTLE_S, Pace
+from vc5py.model import (
+    BackendId,
+    BackendState,
+    Config,
+    Desired,
+    Forwarding,
+    ForwardMode,
+    Protocol,
+    Scheduling,
+    ServiceState,
+    Timeouts,
+    Unknown,
+    VirtualServiceId,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +53,13 @@ def bench(clocked: Kernel) -> KernelBench:
     return KernelBench(kernel=clocked)
 
 
+@pytest.mark.parametrize("pace", [Pace(), PIECEMEAL], ids=["at once", "piecemeal"])
 @pytest.mark.parametrize("lossy", [False, True])
 @pytest.mark.parametrize("seed", range(100, 108))
-def test_random_history(bench: KernelBench, seed: int, lossy: bool) -> None:
+def test_random_history(bench: KernelBench, seed: int, lossy: bool, pace: Pace) -> None:
     """Lossy: all entries are lost now and then while every slot is stable, so that only slots are left."""
+    bench.pace = pace
+    bench.restart()
     play_random(bench, seed, 40, lossy=lossy)
     assert bench.packets > 1000
 
@@ -60,7 +88,7 @@ def test_silent_connections(bench: KernelBench) -> None:
     """Seen in two sampled ticks at least, then nothing for a thousand seconds of changes."""
     bench.change(0, dict.fromkeys(range(4), "up"))
     bench.open(0, 100, Protocol.TCP, 1, syn=True)
-    bench.pass_time(SAMPLE_TICKS + 1)
+    bench.pass_time(2 * SAMPLE_TICKS + 1)
     bench.change(0, {4: "up", 5: "up"})
     bench.pass_time(1000, step_s=10, silent=True)
     bench.all_talk()
@@ -75,7 +103,7 @@ def test_clients_port_used_again(bench: KernelBench) -> None:
     bench.change(0, dict.fromkeys(range(3), "up"))
     bench.open(0, 200, Protocol.TCP, 10**9, syn=True)
     bench.change(0, dict.fromkeys(range(3, 9), "up"))
-    bench.pass_time(500, step_s=10)
+    bench.pass_time(int(SETTLE_S) + 400, step_s=10)
     assert unstable_slots(bench) == 0
     for connection in bench.connections:
         connection.real = None
@@ -98,5 +126,55 @@ def test_everything_settles_in_the_end(bench: KernelBench) -> None:
     bench.change(0, {5: "up", 1: "gone"})
     assert unstable_slots(bench)
     bench.connections.clear()
-    bench.pass_time(300, step_s=10)
+    bench.pass_time(int(SETTLE_S) + 150, step_s=10)
     assert unstable_slots(bench) == 0
+
+
+# Reloads
+
+
+def _reloaded(source: random.Random, untouched: ServiceState) -> Desired:
+    """Anything else beside the untouched service: on its VIP and the other one, with the same reals."""
+    services = [untouched]
+    for name in source.sample(["a", "b", "c"], source.randrange(4)):
+        vip = source.choice(VIPS)
+        reals = source.sample(range(len(REALS)), source.randrange(1, len(REALS)))
+        backends = []
+        for n in reals:
+            up = source.random() < 0.8
+            weight = source.randrange(6) if up else 0
+            forwarding = Forwarding(source.choice([ForwardMode.L2, ForwardMode.IPIP]))
+            backends.append(BackendState(BackendId(name, vip, REALS[n]), up, weight, forwarding))
+        ports = tuple((8000 + 100 * ord(name) + n, Protocol.TCP) for n in range(source.randrange(1, 4)))
+        how = source.choice(list(Scheduling)), source.choice(list(Unknown))
+        services.append(ServiceState(VirtualServiceId(name, vip), ports, tuple(backends), *how))
+    source.shuffle(services)
+    return Desired(tuple(services))
+
+
+@pytest.mark.parametrize("pace", [Pace(), PIECEMEAL], ids=["at once", "piecemeal"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_reloads_and_changes_of_health_touch_no_other_service(
+    bench: KernelBench, seed: int, pace: Pace
+) -> None:
+    """200 of them, with a packet of every connection of the untouched service after each."""
+    bench.pace = pace
+    bench.restart()
+    source = random.Random(seed)
+    bench.change(1, dict.fromkeys(range(6), "up") | {6: "drain", 7: "down"})
+    (untouched,) = bench.desired().services
+    for protocol in Protocol:
+        bench.open(1, 40, protocol, 30, syn=True)
+    places = [bench.dataplane.mark_of(b.id) for b in untouched.backends]
+    for number in range(200):
+        timeouts = Timeouts(established_s=source.choice([3600, 1800]))
+        bench.dataplane.set_policy(Config((), timeouts=timeouts, drop_fragments=source.random() < 0.5))
+        same = replace(untouched, backends=tuple(replace(b) for b in untouched.backends))
+        bench.dataplane.apply(_reloaded(source, source.choice([untouched, same])))
+        bench.all_talk()
+        bench.pass_time(source.choice([0, 1, 3]), silent=True)
+        if number % 50 == 20:
+            bench.restart()
+    assert [bench.dataplane.mark_of(b.id) for b in untouched.backends] == places
+    assert bench.moves == 80, "a connection got a second backend"
+    assert bench.packets == 80 * 201

@@ -36,6 +36,7 @@ class Side(StrEnum):
 
 
 OUR_MAC = {Side.NEAR: "02:00:00:00:00:01", Side.FAR: "02:00:00:00:00:02"}
+BOND_MAC = "02:00:00:00:00:03"
 ROUTER_MAC = "02:00:00:00:00:fe"
 SOURCES: dict[int, IPAddress] = {4: IPv4Address("10.0.0.1"), 6: IPv6Address("fd00::1")}
 
@@ -92,11 +93,14 @@ class ServiceSpec:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """`answers`: whether "too big" answers are within their rate."""
+    """`answers`: whether "too big" answers are within their rate. `bond`: the interfaces that are members of
+    a bond; the reals on their sides are then behind the bond.
+    """
 
     services: tuple[ServiceSpec, ...]
     drop_fragments: bool = False
     answers: bool = True
+    bond: frozenset[Side] = frozenset()
 
     def service(self, name: str) -> ServiceSpec:
         return next(service for service in self.services if service.name == name)

@@ -93,7 +93,7 @@ SERVICE_ENTRY4 = np.dtype([("key", "<u8"), ("value", "<u8")])
 SERVICE_ENTRY6 = np.dtype([("vip", "<u8", 2), ("key", "<u8"), ("value", "<u8")])
 BACKEND_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VERDICT_COUNTS = np.dtype([("packets", "<u8", VERDICT_SLOTS)])
-INTERFACE = np.dtype([("link", "<u8")])
+INTERFACE = np.dtype([("link", "<u8"), ("bond", "<u4"), ("reserved", "<u4")])
 SETTINGS = np.dtype(
     [
         ("timeout", "<u2", FLOW_STATES),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vc5py.model import BackendId, Desired, IPAddress
+from vc5py.model import BackendId, Config, Desired, IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,15 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """One reading. `flows` counts live entries of the flow table by backend."""
+    """One reading. `flows` counts live entries of the flow table by backend, as of the last whole look at it,
+    which began at `flows_at` by the clock of `maintain` (None: none has ended): large tables are read bit by
+    bit.
+    """
 
     traffic: Mapping[BackendId, Traffic] = field(default_factory=dict)
     verdicts: Mapping[str, int] = field(default_factory=dict)
     flows: Mapping[BackendId, int] = field(default_factory=dict)
+    flows_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,14 @@ class Neighbour:
 
 class Dataplane(Protocol):
     def apply(self, desired: Desired) -> None:
-        """Makes the data plane equal to `desired.services`. Idempotent; raises DataplaneError."""
+        """Makes the data plane equal to `desired.services`. Idempotent; raises DataplaneError.
+
+        What is the very same value as before costs next to nothing; a service that hasn't changed loses no
+        packet and no flow.
+        """
+
+    def set_policy(self, config: Config) -> None:
+        """What holds for all services (timeouts, fragments) from now on; no flow is lost."""
 
     def was_up(self, backend: BackendId) -> bool:
         """Whether an earlier run left this backend up."""
@@ -55,6 +66,11 @@ class Dataplane(Protocol):
         """Says where a real is, or that nobody knows."""
 
     def maintain(self, now: float) -> None:
-        """Housekeeping, about once a second. `now`: seconds of a monotonic clock."""
+        """Housekeeping, about once a second, in a few hundredths of a second. `now`: of a monotonic clock."""
+
+    def busy(self) -> bool:
+        """Whether housekeeping has more to do: the sooner `maintain` is called again, the sooner large flow
+        tables are counted, and settled after a change.
+        """
 
     def counters(self) -> Counters: ...

@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from vc5py.dataplane import libbpf
 from vc5py.dataplane.abi import XDP_DIR
 from vc5py.errors import DataplaneError
 
@@ -37,8 +38,15 @@ class Module:
 
     _bpf: Any
 
-    def load(self, function: str, kind: ProgramType) -> int:
-        """Verifies and loads one function; returns its file descriptor, which the caller owns."""
+    def load(self, function: str, kind: ProgramType, *, frags: bool = False) -> int:
+        """Verifies and loads one function; returns its file descriptor, which the caller owns.
+
+        `frags`: the XDP program takes frames in several buffers, which drivers want of it where the MTU is
+        larger than a buffer (Linux 5.18). bcc has no word for that.
+        """
+        if frags:
+            instructions = self._bpf.dump_func(function.encode())
+            return libbpf.load_program(kind.value, function, instructions, libbpf.BPF_F_XDP_HAS_FRAGS)
         try:
             return os.dup(self._bpf.load_func(function.encode(), kind.value).fd)
         except Exception as error:  # bcc raises bare Exception

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from pathlib import Path
 from vc5py.core.flowhash import FlowKey
 from vc5py.dataplane import abi, compiler, flows, libbpf, maps, servicemap, ticks
 from vc5py.dataplane.kernel import KernelDataplane, room_for
+from vc5py.dataplane.links import LINEAR_MTU, Link, Port, ports_of, records_of
 from vc5py.dataplane.maps import Maps, Sizes
 from vc5py.dataplane.neighbours import NeighbourWatch
 from vc5py.dataplane.netlink import Interface, Netlink, XdpMode
 from vc5py.dataplane.policy import Policy
+from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.servicemap import sets_for
 from vc5py.dataplane.tables import lines_for
 from vc5py.errors import DataplaneError
@@ -98,7 +101,11 @@ def _pinned_programs(*pins: Path) -> dict[int, int]:
 
 
 class Driver:
-    """The data plane, attached. `dataplane` is what the rest of the balancer talks to."""
+    """The data plane, attached. `dataplane` is what the rest of the balancer talks to.
+
+    `interfaces` are those named on the command line; `modes` has the links that the XDP program is on, which
+    are the members where an interface is a bond.
+    """
 
     def __init__(
         self,
@@ -113,8 +120,14 @@ class Driver:
         self._options = options
         self.dataplane = dataplane
         self.modes: dict[str, XdpMode] = {}
-        indexes = [interface.index for interface in interfaces]
-        self.neighbours = NeighbourWatch(netlink, indexes, dataplane.set_neighbour, vlans)
+        self._ports: tuple[Port, ...] = ()
+        self._trouble = ""
+        self.neighbours = NeighbourWatch(
+            netlink, self._indexes(), dataplane.set_neighbour, vlans, self._follow_links
+        )
+
+    def _indexes(self) -> list[int]:
+        return [interface.index for interface in self.interfaces]
 
     @classmethod
     @asynccontextmanager
@@ -122,34 +135,53 @@ class Driver:
         """Maps open or adopted; nothing is attached yet. Raises DataplaneError, and leaves no trace then."""
         async with Netlink.open() as netlink:
             interfaces = [await netlink.interface(name) for name in options.interfaces]
-            wanted = sizes_for(config, await netlink.highest_ifindex())
+            links = await netlink.links()
+            ports = ports_of([interface.index for interface in interfaces], links)
+            wanted = sizes_for(config, max(link.index for link in links))
             current, old = maps.open_or_create(options.bpf_dir, wanted)
             clock = ticks.measure()
             if old is not None:
                 _carry_over(old, current)
             policy = Policy(config.timeouts, config.drop_fragments, _sources(interfaces))
             dataplane = KernelDataplane(current, clock, policy)
-            for interface in interfaces:
-                dataplane.set_interface(interface.index, interface.mac)
             driver = cls(netlink, interfaces, dataplane, options, config.vlans)
-            driver._load(current, clock)
+            mtus = [member.mtu for port in ports for member in port.members]
+            driver._load(current, clock, frags=max(mtus, default=0) > LINEAR_MTU)
             try:
+                driver._know(ports)
                 yield driver
             finally:
                 os.close(driver._ingress_fd)
                 os.close(driver._egress_fd)
 
-    def _load(self, current: Maps, clock: ticks.TickClock) -> None:
+    def _know(self, ports: tuple[Port, ...]) -> None:
+        """Frames may get in and out by these."""
+        self._table.write(records_of(ports))
+        self._ports = ports
+
+    def _members(self) -> list[Link]:
+        return [member for port in self._ports for member in port.members]
+
+    def _load(self, current: Maps, clock: ticks.TickClock, *, frags: bool) -> None:
+        """`frags`: with code for frames in several buffers, where the kernel has that (Linux 5.18)."""
         key = FlowKey.derive()
         macros = current.macros() | {
             "FLOW_KEY": key.start,
             "FLOW_KEY_ODD": key.odd,
             "TICK_SHIFT": clock.shift,
         }
-        module = compiler.compile_file(abi.XDP_DIR / "vc5.c", macros)
-        self._ingress_fd = module.load("vc5_ingress", compiler.ProgramType.XDP)
+        module = compiler.compile_file(abi.XDP_DIR / "vc5.c", macros | {"FRAGS": int(frags)})
+        try:
+            self._ingress_fd = module.load("vc5_ingress", compiler.ProgramType.XDP, frags=frags)
+        except DataplaneError as error:
+            if not frags:
+                raise
+            _log.warning("no native XDP for large MTUs error=%s", error)
+            self._load(current, clock, frags=False)
+            return
         self._egress_fd = module.load("vc5_egress", compiler.ProgramType.TC)
         self._maps = current
+        self._table = PortTable(current)
 
     async def resolve(self, desired: Desired, timeout_s: float = 1.0) -> None:
         """Waits a moment until the reals' places are known, so that the first packets find them."""
@@ -178,7 +210,7 @@ class Driver:
         fresh = pin.with_name(_PROGRAM_PIN + "_new")
         earlier = _pinned_programs(pin, fresh)
         try:
-            found = [await self._own_program(interface, earlier) for interface in self.interfaces]
+            found = {link.index: await self._own_program(link, earlier) for link in self._members()}
             fresh.unlink(missing_ok=True)
             libbpf.pin(self._ingress_fd, fresh)
             await self._attach_all(found, fresh)
@@ -190,63 +222,123 @@ class Driver:
             for fd in earlier.values():
                 os.close(fd)
 
-    async def _attach_all(self, found: list[int | None], fresh: Path) -> None:
-        """All or, on interfaces that had none of our programs, none."""
-        new: list[Interface] = []
+    async def _attach_all(self, found: Mapping[int, int | None], fresh: Path) -> None:
+        """All or, on interfaces that had none of our programs, none. `found`: those they had, by ifindex."""
         try:
-            for interface, replaces in zip(self.interfaces, found, strict=True):
-                if replaces is None:
-                    new.append(interface)
-                await self._attach(interface, replaces)
+            for port in self._ports:
+                for member in port.members:
+                    await self._attach(member, found[member.index])
+                await self._attach_egress(port)
         except DataplaneError:
-            for interface in new:
-                await self._take_off(interface, self._ingress_fd)
-            if all(replaces is None for replaces in found):
+            for port in self._ports:
+                new = [member for member in port.members if found[member.index] is None]
+                for member in new:
+                    await self._take_off(member)
+                if new == list(port.members):
+                    await self._take_egress_off(port.link)
+            if all(replaces is None for replaces in found.values()):
                 fresh.unlink()
             raise
 
-    async def _attach(self, interface: Interface, replaces: int | None) -> None:
+    async def _attach(self, link: Link, replaces: int | None) -> None:
         modes = (self._options.mode,) if self._options.mode else (XdpMode.NATIVE, XdpMode.GENERIC)
-        mode, refusal = await self._netlink.attach_xdp(interface, self._ingress_fd, modes, replaces)
-        self.modes[interface.name] = mode
+        mode, refusal = await self._netlink.attach_xdp(link, self._ingress_fd, modes, replaces)
+        self.modes[link.name] = mode
         if mode is XdpMode.GENERIC:
-            _log.warning("XDP runs in generic mode: slow interface=%s %s", interface.name, refusal)
-        await self._netlink.attach_egress(interface, self._egress_fd)
-        _log.info("attached interface=%s mode=%s adopted=%s", interface.name, mode, replaces is not None)
+            _log.warning("XDP runs in generic mode: slow interface=%s %s", link.name, refusal)
+        _log.info("attached interface=%s mode=%s adopted=%s", link.name, mode, replaces is not None)
 
-    async def _own_program(self, interface: Interface, earlier: Mapping[int, int]) -> int | None:
-        """A file descriptor of the program on the interface; DataplaneError where it isn't ours."""
-        attached = await self._netlink.attached_xdp(interface)
+    async def _attach_egress(self, port: Port) -> None:
+        """A bond's own packets pass its hook and then the member's: only one of these may steer them."""
+        if port.link.is_bond:
+            for member in port.members:
+                await self._netlink.detach_egress(member)
+            if not port.members:
+                _log.warning("the bond has no members yet interface=%s", port.link.name)
+        await self._netlink.attach_egress(port.link, self._egress_fd)
+
+    async def _own_program(self, link: Link, earlier: Mapping[int, int]) -> int | None:
+        """A file descriptor of the program on the link; DataplaneError where it isn't ours."""
+        attached = await self._netlink.attached_xdp(link)
         if attached is not None and attached not in earlier:
             raise DataplaneError(
-                f"interface {interface.name} has an XDP program of somebody else's: remove it first"
+                f"interface {link.name} has an XDP program of somebody else's: remove it first"
             )
         return None if attached is None else earlier[attached]
 
     async def _leave_other_interfaces(self, earlier: Mapping[int, int]) -> None:
         """Takes our programs off interfaces that an earlier run had and this one has not."""
-        ours = {interface.index for interface in self.interfaces}
-        for interface, program in await self._netlink.interfaces_with_xdp():
-            if interface.index not in ours and program in earlier:
-                await self._take_off(interface, earlier[program])
-                _log.info("left interface=%s", interface.name)
+        ours = {link.index for link in self._members()}
+        links = {link.index: link for link in await self._netlink.links()}
+        for link, program in await self._netlink.interfaces_with_xdp():
+            if link.index not in ours and program in earlier:
+                await self._take_off(link, earlier[program])
+                bond = links.get(link.master)
+                for steered in (link, bond) if bond is not None and bond.is_bond else (link,):
+                    await self._take_egress_off(steered)
+                _log.info("left interface=%s", link.name)
+        self._table.forget_all_but(records_of(self._ports))
 
-    async def _take_off(self, interface: Interface, ingress_fd: int) -> None:
-        for step in (
-            self._netlink.detach_xdp(interface, ingress_fd),
-            self._netlink.detach_egress(interface),
-        ):
+    async def _follow_links(self) -> None:
+        """Members that join a bond get the program, those that leave it lose it. Of one that is down, or kept
+        in reserve, only the records change. Trouble is logged once.
+        """
+        if not any(port.link.is_bond for port in self._ports):
+            return
+        try:
+            links = await self._netlink.links()
+            ports = ports_of(self._indexes(), links)
+            if ports != self._ports:
+                await self._become(ports, {link.index for link in links})
+        except DataplaneError as error:
+            if str(error) != self._trouble:
+                _log.error("bond not followed error=%s", error)
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+
+    async def _become(self, ports: tuple[Port, ...], present: AbstractSet[int]) -> None:
+        """A member that takes no program is none; the next look tries again. `present`: links there are."""
+        before = {link.index: link for link in self._members()}
+        now = {member.index: member for port in ports for member in port.members}
+        for index in before.keys() - now.keys():
+            self.modes.pop(before[index].name, None)
+            if index in present:
+                await self._take_off(before[index])
+            _log.info("left interface=%s", before[index].name)
+        refused: dict[int, str] = {}
+        for index in now.keys() - before.keys():
             try:
-                await step
+                await self._netlink.detach_egress(now[index])
+                await self._attach(now[index], None)
             except DataplaneError as error:
-                _log.error("detach failed interface=%s error=%s", interface.name, error)
+                refused[index] = str(error)
+        self._know(tuple(port.without(refused) for port in ports))
+        self._table.forget_all_but(records_of(self._ports))
+        if refused:
+            raise DataplaneError("; ".join(refused.values()))
+
+    async def _take_off(self, link: Link, ingress_fd: int | None = None) -> None:
+        """Takes our XDP program off, the present one or that of an earlier run."""
+        try:
+            await self._netlink.detach_xdp(link, self._ingress_fd if ingress_fd is None else ingress_fd)
+        except DataplaneError as error:
+            _log.error("detach failed interface=%s error=%s", link.name, error)
+
+    async def _take_egress_off(self, link: Link) -> None:
+        try:
+            await self._netlink.detach_egress(link)
+        except DataplaneError as error:
+            _log.error("detach failed interface=%s error=%s", link.name, error)
 
     async def detach(self) -> None:
         """Takes the programs off all interfaces: an orderly stop. The maps stay, for the next start to adopt
         their flows; but what is up now need not be up then.
         """
-        for interface in self.interfaces:
-            await self._take_off(interface, self._ingress_fd)
+        for port in self._ports:
+            for member in port.members:
+                await self._take_off(member)
+            await self._take_egress_off(port.link)
         (self._options.bpf_dir / _PROGRAM_PIN).unlink(missing_ok=True)
         self.dataplane.rest()
         _log.info("detached interfaces=%s", ",".join(i.name for i in self.interfaces))

@@ -10,35 +10,45 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import zip_longest
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vc5py.core.identity import backend_identity, real_identity, service_identity
-from vc5py.dataplane import abi, flows, libbpf
+from vc5py.dataplane import abi, counting, flows
 from vc5py.dataplane.allocate import Quarantine, RunAllocator
-from vc5py.dataplane.base import Counters, Neighbour, Traffic
+from vc5py.dataplane.base import Counters, Neighbour
+from vc5py.dataplane.counting import Place
+from vc5py.dataplane.housekeeper import Housekeeper
 from vc5py.dataplane.maps import Maps
 from vc5py.dataplane.policy import CROWDED, ICMP_PER_SECOND, LOSSY, OCCUPANCY_SAMPLE, Policy, timeouts_s
+from vc5py.dataplane.records import Records
 from vc5py.dataplane.servicemap import ServiceKey, ServiceMap
-from vc5py.dataplane.tables import NO_TABLES, Members, TableArena, Tables, first_slot, size
+from vc5py.dataplane.sweep import Subject
+from vc5py.dataplane.tables import NO_TABLES, Members, TableArena, Tables
 from vc5py.dataplane.ticks import TickClock
 from vc5py.errors import DataplaneError
 from vc5py.model import (
     BackendId,
     BackendState,
+    Config,
     Desired,
-    ForwardMode,
     IPAddress,
     Scheduling,
     ServiceState,
     Unknown,
+    VirtualServiceId,
 )
 
 QUARANTINE_S = 1.0
 MIN_ROOM = 4
+
+_Named = tuple[BackendState, int]  # with its identity
+
+_real_identity = lru_cache(maxsize=1 << 16)(real_identity)
 
 
 def _flags_of(state: ServiceState) -> int:
@@ -56,32 +66,24 @@ def room_for(backends: int) -> int:
 
 @dataclass(slots=True)
 class _Installed:
-    """A virtual service as it is in the maps."""
+    """A virtual service as it is in the maps. `torn`: the last change of it has not come to its end."""
 
     index: int
     base: int
     room: int
     locals: dict[int, int] = field(default_factory=dict)  # backend identity -> local index
     resting: dict[int, int] = field(default_factory=dict)  # likewise, freed but not yet usable
+    names: dict[BackendId, int] = field(default_factory=dict)  # identities of what was wanted last
     tables: Tables = NO_TABLES
     served: bool = False  # not new: there may be flows, even where there is no table
     shape: tuple[Members, int] | None = None  # what the tables were made of
     keys: frozenset[ServiceKey] = frozenset()
     state: ServiceState | None = None
+    torn: bool = True
 
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    """The flow table against the slots of the watched services: `tables.FlowScan`."""
-
-    maps: Maps
-    watched: flows.Watched
-
-    def conflicts(self) -> NDArray[np.int64]:
-        return flows.conflicts(self.maps.flows, self.maps.slots.reshape(-1), self.watched)
-
-    def forget(self, settled: NDArray[np.bool_]) -> None:
-        flows.forget_strays(self.maps.flows, self.maps.slots.reshape(-1), self.watched, settled)
+    def backends(self) -> list[tuple[BackendState, int]]:
+        """What is wanted of each backend, and its local index."""
+        return [(b, self.locals[self.names[b.id]]) for b in self.state.backends] if self.state else []
 
 
 class KernelDataplane:
@@ -101,22 +103,35 @@ class KernelDataplane:
         self._indices = RunAllocator(min(maps.sizes.services, abi.MAX_SERVICES), "services")
         self._runs = RunAllocator(min(maps.sizes.backends, abi.MAX_BACKENDS), "backends")
         self._tables = TableArena(maps.slots, QUARANTINE_S, policy.settle_s)
+        self._housekeeper = Housekeeper(maps, self._tables, QUARANTINE_S, policy.pace)
         self._free_runs = Quarantine(QUARANTINE_S)
-        self._free_indices = Quarantine(QUARANTINE_S)
-        self._free_locals = Quarantine(QUARANTINE_S)  # (service index, local)
+        self._records = Records(maps, policy.sources)
         self._services: dict[int, _Installed] = {}  # by identity
-        self._by_real: dict[IPAddress, set[BackendId]] = defaultdict(set)
-        self._neighbours: dict[IPAddress, Neighbour] = {}
+        self._identities: dict[VirtualServiceId, int] = {}  # of those wanted last
+        self._places: dict[BackendId, Place] = {}  # of those wanted last
+        self._applied: tuple[ServiceState, ...] = ()  # what is known to be in the maps
+        self._by_real: dict[IPAddress, set[tuple[int, int]]] = defaultdict(set)  # identities
         self._maps4 = ServiceMap(maps.services4)
         self._maps6 = ServiceMap(maps.services6)
         self._stray_keys = True
         self._lossy_until = float("-inf")
-        for state, seconds in timeouts_s(policy.timeouts).items():
-            maps.settings["timeout"][0, state] = ticks.ticks(seconds)
         maps.settings["icmp_per_jiffy"] = max(1, ICMP_PER_SECOND // ticks.hz)
-        self._set_setting(abi.SETTING_DROP_FRAGMENTS, policy.drop_fragments)
+        self._set_timeouts()
         self._adopt()
         self._look_at_occupancy(clock())
+
+    def set_policy(self, config: Config) -> None:
+        """Timeouts and what becomes of fragments, from now on."""
+        policy = replace(self._policy, timeouts=config.timeouts, drop_fragments=config.drop_fragments)
+        if policy != self._policy:
+            self._policy = policy
+            self._set_timeouts()
+            self._housekeeper.start_again()
+
+    def _set_timeouts(self) -> None:
+        for state, seconds in timeouts_s(self._policy.timeouts).items():
+            self._maps.settings["timeout"][0, state] = self._ticks.ticks(seconds)
+        self._set_setting(abi.SETTING_DROP_FRAGMENTS, self._policy.drop_fragments)
 
     def _set_setting(self, flag: int, on: bool) -> None:
         flags = int(self._maps.settings["flags"][0])
@@ -152,15 +167,21 @@ class KernelDataplane:
         flows.purge_all_but(self._maps.flows, np.array(known, dtype=np.uint64))
 
     def _find(self, backend: BackendId) -> int | None:
-        service = self._services.get(service_identity(backend.virtual_service))
+        place = self._places.get(backend)
+        if place is not None or not self._services:
+            return place.record if place is not None else None
+        service = self._services.get(self._identity(backend.virtual_service))
         if service is None:
             return None
         local = service.locals.get(backend_identity(backend))
         return None if local is None else service.base + local
 
+    def _identity(self, service: VirtualServiceId) -> int:
+        return self._identities.get(service) or service_identity(service)
+
     def was_up(self, backend: BackendId) -> bool:
         index = self._find(backend)
-        return index is not None and bool(self._flags(index) & abi.BACKEND_UP)
+        return index is not None and self._records.is_up(index)
 
     def mark_of(self, backend: BackendId) -> int | None:
         index = self._find(backend)
@@ -169,31 +190,52 @@ class KernelDataplane:
     # Making the maps equal to what is wanted
 
     def apply(self, desired: Desired) -> None:
-        wanted = {service_identity(state.id): state for state in desired.services}
-        for identity, state in wanted.items():
-            installed = self._services.get(identity)
-            if installed is None or installed.state != state:
-                self._apply_service(identity, state)
-        for identity in [i for i in self._services if i not in wanted]:
-            self._remove_service(identity)
+        """Looks only at services that aren't the very values of the last call."""
+        before, self._applied = self._applied, ()  # until all is done
+        changed = [(new, old) for new, old in zip_longest(desired.services, before) if new is not old]
+        for state, _ in changed:
+            if state is not None:
+                self._apply_changed(state)
+        if not before or any(new is None or old is None or new.id != old.id for new, old in changed):
+            self._remove_all_but(desired.services)
         if self._stray_keys:
             self._remove_stray_keys()
+        self._applied = desired.services
+
+    def _apply_changed(self, state: ServiceState) -> None:
+        identity = self._identities.setdefault(state.id, self._identity(state.id))
+        installed = self._services.get(identity)
+        if installed is None or installed.torn or installed.state != state:
+            self._apply_service(identity, state)
+
+    def _remove_all_but(self, wanted: Sequence[ServiceState]) -> None:
+        self._identities = {state.id: self._identity(state.id) for state in wanted}
+        kept = set(self._identities.values())
+        for identity in [identity for identity in self._services if identity not in kept]:
+            self._remove_service(identity)
 
     def _apply_service(self, identity: int, state: ServiceState) -> None:
         service = self._services.get(identity) or self._new_service(identity, state)
-        wanted = {backend_identity(b.id) for b in state.backends}
-        needed = len(wanted | service.locals.keys() | service.resting.keys())
+        before: dict[BackendId, BackendState] = {}
+        if service.state is not None and not service.torn:
+            before = {b.id: b for b in service.state.backends}
+        service.torn = True
+        known = service.names
+        named = [(b, known.get(b.id) or backend_identity(b.id)) for b in state.backends]
+        needed = len({name for _, name in named} | service.locals.keys() | service.resting.keys())
         if needed > service.room:
             self._move(service, room_for(needed))
-        for backend in state.backends:
-            self._place(service, backend)
-        self._switch_table(service, state)
-        for backend in state.backends:
+        changed = [(b, name) for b, name in named if before.get(b.id) != b] if before else named
+        names = {b.id: name for b, name in named}
+        service.names = known | names
+        self._place(identity, service, changed)
+        self._switch_table(service, state, named)
+        for backend, name in changed:
             if not backend.up:
-                self._write_link(backend, service)
+                self._records.write_link(service.base + service.locals[name], False, backend.id.real)
         self._set_keys(service, state)
-        self._drop_backends(service, wanted)
-        service.state = state
+        self._drop_backends(identity, service, names)
+        service.state, service.torn = state, False
 
     def _new_service(self, identity: int, state: ServiceState) -> _Installed:
         room = room_for(len(state.backends))
@@ -203,8 +245,7 @@ class KernelDataplane:
         except DataplaneError:
             self._runs.give_back(base, room)
             raise
-        self._maps.backends[service.base : service.base + room] = 0
-        self._maps.backend_counts[:, service.base : service.base + room] = 0
+        self._records.clear(base, room)
         self._services[identity] = service
         record = self._maps.services[service.index : service.index + 1]
         record["table"] = 0
@@ -216,86 +257,47 @@ class KernelDataplane:
 
     def _move(self, service: _Installed, room: int) -> None:
         """Gives a service that has outgrown its run a longer one; flows name local indices and stay."""
-        base, old, length = self._runs.take(room), service.base, service.room
-        for array in (self._maps.backends, self._maps.backend_counts.T):
-            array[base : base + room] = 0
-            array[base : base + length] = array[old : old + length]
+        base = self._runs.take(room)
+        self._records.clear(base, room)
+        self._records.copy(service.base, base, service.room)
+        self._free_runs.add(service.base, service.room, self._clock())
         service.base, service.room = base, room
+        for backend, name in service.names.items():
+            local = service.locals[name]
+            self._places[backend] = Place(base + local, service.index, local)
         self._maps.services["backends"][service.index] = base | room << abi.BACKEND_ROOM_SHIFT
-        self._free_runs.add(old, length, self._clock())
 
-    def _place(self, service: _Installed, backend: BackendState) -> None:
-        """Gives a backend its record; one that is to go up is up before any table names it."""
-        identity = backend_identity(backend.id)
-        if identity in service.resting:
-            service.locals[identity] = local = service.resting.pop(identity)
-            self._free_locals.cancel(service.index, local)
-        elif identity not in service.locals:
-            taken = {*service.locals.values(), *service.resting.values()}
-            service.locals[identity] = local = next(i for i in range(service.room) if i not in taken)
-            self._maps.backend_counts[:, service.base + local] = 0
-        index = service.base + service.locals[identity]
-        self._maps.backends["identity"][index] = identity
-        self._write_forwarding(index, backend)
-        self._remember_neighbour(backend.id.real, index)
-        self._by_real[backend.id.real].add(backend.id)
-        if backend.up:
-            self._write_link(backend, service)
-
-    def _write_forwarding(self, index: int, backend: BackendState) -> None:
-        """How packets get there; a real that changes its mode is written before its flags are."""
-        records, forwarding = self._maps.backends, backend.forwarding
-        if forwarding.mode is not ForwardMode.L2:
-            real = backend.id.real
-            source = self._policy.sources.get(real.version)
-            records["source"][index] = source.packed if source is not None else b""
-            records["destination"][index] = real.packed
-        records["how"][index] = abi.how_word(forwarding)
+    def _place(self, identity: int, service: _Installed, backends: Sequence[_Named]) -> None:
+        """Gives backends their records; one that is to go up is up before any table names it."""
+        taken = {*service.locals.values(), *service.resting.values()}
+        free = iter([local for local in range(service.room) if local not in taken])
+        for backend, name in backends:
+            if name in service.resting:
+                service.locals[name] = service.resting.pop(name)
+                self._housekeeper.revive((service.index, service.locals[name]))
+            elif name not in service.locals:
+                service.locals[name] = next(free)
+                self._records.begin(service.base + service.locals[name])
+            local, real = service.locals[name], backend.id.real
+            index = service.base + local
+            self._places[backend.id] = Place(index, service.index, local)
+            self._records.write_forwarding(index, backend, name)
+            self._remember_neighbour(real, index)
+            self._by_real[real].add((identity, name))
+            if backend.up:
+                self._records.write_link(index, True, real)
 
     def _remember_neighbour(self, real: IPAddress, index: int) -> None:
         """What an earlier run knew of the real's place is good until something better is known."""
-        flags = self._flags(index)
-        if real not in self._neighbours and flags & abi.BACKEND_REACHABLE:
-            place = int(self._maps.backends["place"][index])
-            tagged = bool(flags & abi.BACKEND_SET_TAGS)
-            neighbour = Neighbour(
-                ifindex=place & 0xFFFFFFFF,
-                mac=abi.word_to_mac(int(self._maps.backends["link"][index])),
-                on_link=bool(flags & abi.BACKEND_ON_LINK),
-                vlan=place >> 32 & 0xFFFF if tagged else None,
-                svlan=place >> 48,
-            )
-            self.set_neighbour(real, neighbour)
+        if real not in self._records.neighbours:
+            neighbour = self._records.neighbour_at(index)
+            if neighbour is not None:
+                self.set_neighbour(real, neighbour)
 
-    def _flags(self, index: int) -> int:
-        return int(self._maps.backends["link"][index]) >> 48
-
-    def _write_link(self, backend: BackendState, service: _Installed) -> None:
-        index = service.base + service.locals[backend_identity(backend.id)]
-        self._store_link(index, backend.up, backend.id.real)
-
-    def _store_link(self, index: int, up: bool, real: IPAddress) -> None:
-        neighbour = self._neighbours.get(real)
-        mode = int(self._maps.backends["how"][index]) & 0xFF
-        flags, mac = (abi.BACKEND_UP if up else 0), 0
-        tunnel = abi.FORWARD_MODES[mode].is_tunnel
-        if tunnel and real.version == 6:
-            flags |= abi.BACKEND_OUTER6
-        if tunnel and real.version not in self._policy.sources:
-            neighbour = None  # nothing to send from
-        if neighbour is not None and (neighbour.on_link or abi.FORWARD_MODES[mode] is not ForwardMode.L2):
-            flags |= abi.BACKEND_REACHABLE
-            flags |= abi.BACKEND_ON_LINK if neighbour.on_link else 0
-            flags |= abi.BACKEND_SET_TAGS if neighbour.vlan is not None else 0
-            mac = abi.mac_to_word(neighbour.mac)
-            place = abi.place_word(neighbour.ifindex, neighbour.vlan or 0, neighbour.svlan)
-            self._maps.backends["place"][index] = place
-        self._maps.backends["link"][index] = mac | flags << 48
-
-    def _switch_table(self, service: _Installed, state: ServiceState) -> None:
+    def _switch_table(self, service: _Installed, state: ServiceState, named: Sequence[_Named]) -> None:
         members: Members = tuple(
-            (service.locals[backend_identity(b.id)], real_identity(b.id.real), b.weight)
-            for b in state.backends
+            (service.locals[name], _real_identity(b.id.real), b.weight)
+            for b, name in named
             if b.up and b.weight
         )
         flags = self._maps.services["flags"]
@@ -333,17 +335,19 @@ class KernelDataplane:
         self._tables.release(before, now)
         service.tables, service.shape = tables, (members, reals)
 
-    def _drop_backends(self, service: _Installed, wanted: set[int]) -> None:
+    def _drop_backends(self, identity: int, service: _Installed, wanted: dict[BackendId, int]) -> None:
         """Takes backends off a service: no packet goes there any more, their flows are hashed again."""
-        for identity in [i for i in service.locals if i not in wanted]:
-            local = service.locals.pop(identity)
-            self._maps.backends["link"][service.base + local] = 0
-            service.resting[identity] = local
-            self._free_locals.add(service.index, local, self._clock())
-        if service.state is not None:
-            for backend in service.state.backends:
-                if backend_identity(backend.id) not in wanted:
-                    self._by_real[backend.id.real].discard(backend.id)
+        kept = set(wanted.values())
+        for name in [name for name in service.locals if name not in kept]:
+            local = service.locals.pop(name)
+            self._records.take_off(service.base + local)
+            service.resting[name] = local
+            self._housekeeper.retire((service.index, local), self._clock())
+        for backend, name in service.names.items():
+            if name not in kept:
+                self._by_real[backend.real].discard((identity, name))
+                del self._places[backend]
+        service.names = wanted
 
     # The keys that lead packets to a service
 
@@ -373,7 +377,7 @@ class KernelDataplane:
     def _remove_service(self, identity: int) -> None:
         service = self._services.pop(identity)
         self._stray_keys = True
-        self._drop_backends(service, set())
+        self._drop_backends(identity, service, {})
         record = self._maps.services[service.index : service.index + 1]
         record["identity"] = 0
         record["table"] = 0
@@ -381,49 +385,63 @@ class KernelDataplane:
         now = self._clock()
         self._tables.release(service.tables, now)
         self._free_runs.add(service.base, service.room, now)
-        self._free_indices.add(service.index, 1, now)
+        self._housekeeper.retire_service(service.index, now)
 
-    # Interfaces and neighbours
-
-    def set_interface(self, ifindex: int, mac: str) -> None:
-        """Lets frames for VIPs in by this interface, and out to reals that are on it."""
-        self._maps.interfaces[ifindex] = abi.mac_to_word(mac) | abi.INTERFACE_OURS << 48
-        libbpf.update(self._maps.fds["ports"], ifindex.to_bytes(4, "little"), ifindex.to_bytes(4, "little"))
+    # Neighbours
 
     def set_neighbour(self, real: IPAddress, neighbour: Neighbour | None) -> None:
-        if neighbour == self._neighbours.get(real):
+        neighbours = self._records.neighbours
+        if neighbour == neighbours.get(real):
             return
         if neighbour is None:
-            del self._neighbours[real]
+            del neighbours[real]
         else:
-            self._neighbours[real] = neighbour
-        for backend in self._by_real[real]:
-            index = self._find(backend)
-            if index is not None:
-                self._store_link(index, bool(self._flags(index) & abi.BACKEND_UP), real)
+            neighbours[real] = neighbour
+        for identity, name in self._by_real[real]:
+            service = self._services[identity]
+            index = service.base + service.locals[name]
+            self._records.write_link(index, self._records.is_up(index), real)
 
     # Housekeeping
 
     def maintain(self, now: float) -> None:
         self._tables.maintain(now)
-        self._tables.settle(now, _Scan(self._maps, self._watched()))
-        self._weigh()
         self._look_at_occupancy(now)
-        gone = self._free_locals.release(now)
-        if gone:
-            owners = [flows.owner(index, local) for index, local in gone]
-            flows.purge(self._maps.flows, np.array(owners, dtype=np.uint64))
+        by_load = [
+            s for s in self._services.values() if s.state and s.state.scheduling is Scheduling.LEAST_CONNS
+        ]
+        freed = self._housekeeper.work(
+            now, self._ticks.now(), self._subjects, [service.index for service in by_load]
+        )
+        for service in by_load:
+            self._weigh(service)
+        if freed.locals:
             by_index = {service.index: service for service in self._services.values()}
-            for index, local in gone:
+            for index, local in freed.locals:
                 if index in by_index:
-                    service = by_index[index]
-                    record = service.base + local
-                    del service.resting[int(self._maps.backends["identity"][record])]
-                    self._maps.backends["identity"][record] = 0
+                    self._free_local(by_index[index], local)
+        for index in freed.indices:
+            self._indices.give_back(index, 1)
         for start, length in self._free_runs.release(now):
             self._runs.give_back(start, length)
-        for start, length in self._free_indices.release(now):
-            self._indices.give_back(start, length)
+
+    def busy(self) -> bool:
+        return self._housekeeper.busy
+
+    def _free_local(self, service: _Installed, local: int) -> None:
+        record = service.base + local
+        del service.resting[int(self._records.identity[record])]
+        self._records.identity[record] = 0
+
+    def _subjects(self) -> list[Subject]:
+        """Which services' slots may have flows of other backends than they name: of all but those that go by
+        flow.
+        """
+        by_flow = (self._maps.services["flags"] & abi.SERVICE_BY_FLOW != 0).tolist()
+        return [
+            Subject(s.index, s.room, 0 if by_flow[s.index] else s.tables.current)
+            for s in self._services.values()
+        ]
 
     def _look_at_occupancy(self, now: float) -> None:
         share = flows.live_share(
@@ -433,57 +451,18 @@ class KernelDataplane:
         if share > LOSSY:
             self._lossy_until = now + self._policy.timeouts.established_s
 
-    def _watched(self) -> flows.Watched:
-        """Services whose slots may have flows of other backends than they name.
-
-        A flow seen in two ticks counts as live for as long as an established one: through a stable slot
-        few of its packets are seen.
-        """
-        base = np.full(abi.MAX_SERVICES, -1, dtype=np.int64)
-        mask = np.zeros(abi.MAX_SERVICES, dtype=np.uint64)
-        for service in self._services.values():
-            flags = int(self._maps.services["flags"][service.index])
-            if service.tables.previous and not flags & abi.SERVICE_BY_FLOW:
-                base[service.index] = first_slot(service.tables.current)
-                mask[service.index] = size(service.tables.current) - 1
-        timeouts = self._maps.settings["timeout"][0].copy()
-        timeouts[abi.FlowState.PROVING] = max(timeouts)
-        return flows.Watched(base, mask, timeouts, self._ticks.now())
-
-    def _weigh(self) -> None:
-        """Tells services that go by the number of connections how loaded their backends are."""
-        by_load = [
-            s for s in self._services.values() if s.state and s.state.scheduling is Scheduling.LEAST_CONNS
+    def _weigh(self, service: _Installed) -> None:
+        """Tells a service that goes by the number of connections how loaded its backends are."""
+        counts = self._housekeeper.load_of(service.index)
+        loads = [
+            (backend, local, float(counts[local] if local < len(counts) else 0) / max(1, backend.weight))
+            for backend, local in service.backends()
         ]
-        if not by_load:
-            return
-        counts = flows.count_by_owner(self._maps.flows)
-        for service in by_load:
-            assert service.state is not None
-            loads = {
-                b.id: counts.get(flows.owner(service.index, service.locals[backend_identity(b.id)]), 0)
-                / max(1, b.weight)
-                for b in service.state.backends
-            }
-            scale = max(1.0, max(loads.values(), default=0) / 0xFFFF)
-            for backend in service.state.backends:
-                index = service.base + service.locals[backend_identity(backend.id)]
-                load = int(loads[backend.id] / scale)
-                self._maps.backends["how"][index] = abi.how_word(backend.forwarding, load)
+        scale = max(1.0, max((load for _, _, load in loads), default=0) / 0xFFFF)
+        for backend, local, load in loads:
+            self._records.write_load(service.base + local, backend, int(load / scale))
 
     # Readings
 
     def counters(self) -> Counters:
-        totals_packets = self._maps.backend_counts["packets"].sum(axis=0)
-        totals_bytes = self._maps.backend_counts["bytes"].sum(axis=0)
-        by_owner = flows.count_by_owner(self._maps.flows)
-        traffic, live = {}, {}
-        for service in self._services.values():
-            for backend in service.state.backends if service.state else ():
-                local = service.locals[backend_identity(backend.id)]
-                index = service.base + local
-                traffic[backend.id] = Traffic(int(totals_packets[index]), int(totals_bytes[index]))
-                live[backend.id] = by_owner.get(flows.owner(service.index, local), 0)
-        sums = self._maps.verdict_counts.sum(axis=0)
-        verdicts = {verdict.name: int(sums[verdict.number]) for verdict in abi.verdicts()}
-        return Counters(traffic, verdicts, live)
+        return counting.read(self._maps, self._housekeeper, self._places)

@@ -17,6 +17,7 @@ from vc5py.errors import DataplaneError
 
 BPF_F_NO_PREALLOC = 1
 BPF_F_MMAPABLE = 1 << 10
+BPF_F_XDP_HAS_FRAGS = 1 << 5
 ANY = 0
 
 
@@ -43,6 +44,18 @@ class _CreateOpts(ctypes.Structure):
         ("map_extra", ctypes.c_uint64),
         ("numa_node", ctypes.c_uint32),
         ("map_ifindex", ctypes.c_uint32),
+    ]
+
+
+class _LoadOpts(ctypes.Structure):
+    """The head of struct bpf_prog_load_opts."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
     ]
 
 
@@ -137,6 +150,20 @@ class _ProgInfo(ctypes.Structure):
     _fields_ = [("type", ctypes.c_uint32), ("id", ctypes.c_uint32)]
 
 
+def load_program(kind: int, name: str, instructions: bytes, flags: int) -> int:
+    """Verifies and loads; returns a file descriptor. `kind`: enum bpf_prog_type, `flags`: BPF_F_*."""
+    opts = _LoadOpts(sz=ctypes.sizeof(_LoadOpts), prog_flags=flags)
+    result = _lib().bpf_prog_load(
+        kind,
+        name[:15].encode(),
+        b"GPL",
+        instructions,
+        ctypes.c_size_t(len(instructions) // 8),
+        ctypes.byref(opts),
+    )
+    return _check(result, f"bpf_prog_load {name}")
+
+
 def program_id(fd: int) -> int:
     info = _ProgInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
@@ -152,11 +179,23 @@ def get_pinned(path: Path) -> int:
     return _check(_lib().bpf_obj_get(str(path).encode()), f"bpf_obj_get {path}")
 
 
+def _sizes_of(fd: int) -> tuple[int, int]:
+    """Of key and value. The kernel reads and writes so many bytes, however long what it is given."""
+    info = map_info(fd)
+    return info.key_size, info.value_size
+
+
 def update(fd: int, key: bytes, value: bytes) -> None:
+    if _sizes_of(fd) != (len(key), len(value)):
+        raise ValueError(f"a key of {len(key)} and a value of {len(value)} bytes do not fit the map")
     _check(_lib().bpf_map_update_elem(fd, key, value, ctypes.c_uint64(ANY)), "bpf_map_update_elem")
 
 
-def lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+def lookup(fd: int, key: bytes) -> bytes | None:
+    """The value, or None where there is none."""
+    key_size, value_size = _sizes_of(fd)
+    if len(key) != key_size:
+        raise ValueError(f"a key of {len(key)} bytes does not fit the map")
     value = ctypes.create_string_buffer(value_size)
     result = _lib().bpf_map_lookup_elem(fd, key, value)
     if result == -errno.ENOENT:

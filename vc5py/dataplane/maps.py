@@ -21,6 +21,10 @@ from vc5py.dataplane import abi, libbpf
 from vc5py.dataplane.libbpf import BPF_F_MMAPABLE, MapType
 from vc5py.errors import DataplaneError
 
+# Up to this size an array is one single value, which a program addresses like memory (ELEMENT in xdp/maps.h);
+# the verifier allows that up to half a gigabyte. A map that is adopted was made by the same rule.
+DIRECT_MAX_BYTES = 1 << 28
+
 _LAYOUT = re.compile(r"[0-9a-f]{12}")  # as abi.layout_hash() makes them
 
 _ARRAYS: Mapping[str, np.dtype[np.void]] = {
@@ -83,7 +87,14 @@ def possible_cpus() -> int:
 def _create(name: str, entries: int) -> int:
     if name == "ports":
         return libbpf.create_map(MapType.DEVMAP, name, 4, 4, entries)
-    return libbpf.create_map(MapType.ARRAY, name, 4, _ARRAYS[name].itemsize, entries, BPF_F_MMAPABLE)
+    size = _ARRAYS[name].itemsize
+    if _is_direct(name, entries):
+        size, entries = size * entries, 1
+    return libbpf.create_map(MapType.ARRAY, name, 4, size, entries, BPF_F_MMAPABLE)
+
+
+def _is_direct(name: str, entries: int) -> bool:
+    return _ARRAYS[name].itemsize * entries <= DIRECT_MAX_BYTES
 
 
 NAMES = (*_ARRAYS, "ports")
@@ -104,7 +115,7 @@ class Maps:
         self.slots = self._view("slots")["slot"]
         self.backend_counts = self._view("backend_counts").reshape(sizes.cpus, sizes.backends)
         self.verdict_counts = self._view("verdict_counts")["packets"]
-        self.interfaces = self._view("interfaces")["link"]
+        self.interfaces = self._view("interfaces")
         self.settings = self._view("settings")
         self.services4 = self._view("services4")
         self.services6 = self._view("services6")
@@ -118,12 +129,20 @@ class Maps:
 
     def macros(self) -> dict[str, int]:
         """What the C file needs to know of the maps."""
-        return {f"FD_{name}": fd for name, fd in self.fds.items()} | {
-            "FLOW_SETS": self.sizes.flow_sets,
-            "BACKEND_CAPACITY": self.sizes.backends,
-            "SERVICE_SETS4": self.sizes.service_sets4,
-            "SERVICE_SETS6": self.sizes.service_sets6,
-        }
+        entries = {name: self.sizes.entries(name) for name in _ARRAYS}
+        direct = {f"DIRECT_{name}": int(_is_direct(name, n)) for name, n in entries.items()}
+        counts = {f"COUNT_{name}": n for name, n in entries.items()}
+        return (
+            {f"FD_{name}": fd for name, fd in self.fds.items()}
+            | direct
+            | counts
+            | {
+                "FLOW_SETS": self.sizes.flow_sets,
+                "BACKEND_CAPACITY": self.sizes.backends,
+                "SERVICE_SETS4": self.sizes.service_sets4,
+                "SERVICE_SETS6": self.sizes.service_sets6,
+            }
+        )
 
     def close(self) -> None:
         for fd in self.fds.values():
@@ -163,7 +182,7 @@ def _open_pinned(directory: Path) -> tuple[dict[str, int], Sizes] | None:
     if not all((directory / name).exists() for name in NAMES):
         return None
     fds = {name: libbpf.get_pinned(directory / name) for name in NAMES}
-    entries = {name: libbpf.map_info(fd).max_entries for name, fd in fds.items()}
+    entries = {name: _entries_of(name, fd) for name, fd in fds.items()}
     sizes = Sizes(
         flow_sets=entries["flows"],
         services=entries["services"],
@@ -175,6 +194,13 @@ def _open_pinned(directory: Path) -> tuple[dict[str, int], Sizes] | None:
         interfaces=entries["interfaces"],
     )
     return fds, sizes
+
+
+def _entries_of(name: str, fd: int) -> int:
+    """Of a map made by `_create`, however it is laid out."""
+    info = libbpf.map_info(fd)
+    entry = _ARRAYS[name].itemsize if name in _ARRAYS else info.value_size
+    return info.max_entries * info.value_size // entry
 
 
 def _pin_all(maps: Maps, directory: Path) -> None:

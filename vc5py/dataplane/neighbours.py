@@ -7,17 +7,20 @@ VLAN device that the route leads to.
 Packets that the XDP program sends bypass the kernel's neighbour code, so that the kernel would let the
 entries grow stale for ever: whatever isn't confirmed lately is solicited again. What is known of a real is
 kept until something better is known; whether the real answers at all is for the checks to find out.
+
+Changes of links are only passed on: what they mean for the programs is for the driver to find out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.netlink import NeighbourEvent, Netlink, RoutesChanged
+from vc5py.dataplane.netlink import LinksChanged, NeighbourEvent, Netlink, RoutesChanged
 from vc5py.errors import DataplaneError
 from vc5py.model import IPAddress, Vlan
 
@@ -28,6 +31,7 @@ REFRESH_S = 2.0
 ROUTES_REST_S = 0.2
 
 OnChange = Callable[[IPAddress, Neighbour | None], None]
+OnLinks = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +50,31 @@ class _Way:
 class NeighbourWatch:
     """Tells `on_change` the way to each wanted real that is, or becomes, known.
 
-    `ifindexes` are the interfaces the program is attached to, the first of them the one that configured
-    VLANs are on where the route doesn't say.
+    `ifindexes` are the interfaces that were named (bonds, not their members), the first of them the one that
+    configured VLANs are on where the route doesn't say. `on_links` is called after every change of a link,
+    and now and then, never twice at a time.
     """
 
     def __init__(
-        self, netlink: Netlink, ifindexes: Sequence[int], on_change: OnChange, vlans: Sequence[Vlan] = ()
+        self,
+        netlink: Netlink,
+        ifindexes: Sequence[int],
+        on_change: OnChange,
+        vlans: Sequence[Vlan] = (),
+        on_links: OnLinks | None = None,
     ) -> None:
         self._netlink = netlink
         self._ifindexes = tuple(ifindexes)
         self._on_change = on_change
         self._vlans = vlans
+        self._on_links = on_links
         self._wanted: frozenset[IPAddress] = frozenset()
         self._far: frozenset[IPAddress] = frozenset()
         self._ways: dict[IPAddress, _Way] = {}
         self._known: dict[IPAddress, Neighbour] = {}
         self._unreachable: set[IPAddress] = set()
         self._stale = asyncio.Event()
+        self._links_stale = asyncio.Event()
 
     def want(self, reals: frozenset[IPAddress], far: frozenset[IPAddress] = frozenset()) -> None:
         """The reals to look after from now on; `far` ones may be beyond a router."""
@@ -70,6 +82,11 @@ class NeighbourWatch:
             del self._known[gone]
             self._ways.pop(gone, None)
         self._wanted, self._far = reals, far
+
+    def set_vlans(self, vlans: Sequence[Vlan]) -> None:
+        """The configured VLANs from now on; the ways to all reals are looked up anew, soon."""
+        self._vlans = vlans
+        self._stale.set()
 
     @property
     def complete(self) -> bool:
@@ -96,11 +113,16 @@ class NeighbourWatch:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_events(), name="neighbour events")
             group.create_task(self._refresh_for_ever(), name="neighbour refresh")
+            if self._on_links is not None:
+                group.create_task(self._pass_on_links(self._on_links), name="links")
 
     async def _follow_events(self) -> None:
         async for event in self._netlink.watch():
             if isinstance(event, RoutesChanged):
                 self._stale.set()
+                continue
+            if isinstance(event, LinksChanged):
+                self._links_stale.set()
                 continue
             for real, way in list(self._ways.items()):
                 if (way.hop, way.resolve_on) == (event.address, event.ifindex):
@@ -116,6 +138,14 @@ class NeighbourWatch:
             except TimeoutError:
                 continue
             await asyncio.sleep(ROUTES_REST_S)
+
+    async def _pass_on_links(self, on_links: OnLinks) -> None:
+        while True:
+            self._links_stale.clear()
+            await on_links()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await self._links_stale.wait()
 
     async def _find_way(self, real: IPAddress) -> None:
         route = await self._netlink.route_to(real)

@@ -21,6 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH
 
 from vc5py.dataplane.base import Neighbour
+from vc5py.dataplane.links import LINEAR_MTU, Link
 from vc5py.errors import DataplaneError
 from vc5py.model import IPAddress
 
@@ -29,6 +30,10 @@ _XDP_FLAGS_UPDATE_IF_NOEXIST = 1 << 0
 _XDP_FLAGS_SKB_MODE = 1 << 1
 _XDP_FLAGS_DRV_MODE = 1 << 2
 _XDP_FLAGS_REPLACE = 1 << 4
+# linux/if.h
+_IFF_UP = 0x1
+_IFF_LOWER_UP = 0x10000
+_BOND_STATE_BACKUP = 1  # linux/if_bonding.h
 # linux/neighbour.h
 _NTF_USE = 0x01
 _NUD_STALE = 0x04
@@ -87,6 +92,31 @@ class RoutesChanged:
     """Some route was added, changed or removed."""
 
 
+@dataclass(frozen=True, slots=True)
+class LinksChanged:
+    """Some link came, went or changed."""
+
+
+Event = NeighbourEvent | RoutesChanged | LinksChanged
+
+
+def to_link(message: Any) -> Link:
+    """A link message as pyroute2 decodes it."""
+    info: Any = message.get("linkinfo") or {}
+    of_bond: Any = info.get("slave_data") if info.get("slave_kind") == "bond" else None
+    up = _IFF_UP | _IFF_LOWER_UP
+    return Link(
+        index=message["index"],
+        name=message.get("ifname"),
+        mac=message.get("address") or "",
+        mtu=message.get("mtu") or 0,
+        kind=info.get("kind"),
+        master=message.get("master") or 0,
+        running=message["flags"] & up == up,
+        backup=of_bond is not None and of_bond.get_attr("IFLA_BOND_SLAVE_STATE") == _BOND_STATE_BACKUP,
+    )
+
+
 def _family(address: IPAddress) -> int:
     return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
 
@@ -103,6 +133,16 @@ def _to_event(message: Any) -> NeighbourEvent | None:
 
 def _reason(error: NetlinkError) -> str:
     return os.strerror(error.code)
+
+
+def _mtu_remedy(mode: XdpMode, link: Link) -> str:
+    """What helps where the driver refuses because of its MTU; it has no error of its own for that."""
+    if mode is XdpMode.GENERIC or link.mtu <= LINEAR_MTU:
+        return ""
+    return (
+        f", perhaps because of its MTU of {link.mtu}: this driver may take no native XDP program above about"
+        f" {LINEAR_MTU}; try: ip link set dev {link.name} mtu {LINEAR_MTU}"
+    )
 
 
 def _xdp_attributes(link: Any) -> dict[str, Any]:
@@ -136,23 +176,23 @@ class Netlink:
         addresses = tuple(ip_address(row.get("address")) for row in rows)
         return Interface(name, link["index"], mac, addresses)
 
-    async def highest_ifindex(self) -> int:
-        return max([int(link["index"]) async for link in await self._route.get_links()])
+    async def links(self) -> list[Link]:
+        return [to_link(message) async for message in await self._route.get_links()]
 
     # Programs
 
-    async def _xdp_state(self, interface: Interface) -> dict[str, Any]:
+    async def _xdp_state(self, interface: Link) -> dict[str, Any]:
         try:
             link = (await self._route.link("get", index=interface.index))[0]
         except NetlinkError as error:
             raise DataplaneError(f"interface {interface.name}: {_reason(error)}") from error
         return _xdp_attributes(link)
 
-    async def attached_xdp(self, interface: Interface) -> int | None:
+    async def attached_xdp(self, interface: Link) -> int | None:
         """The id of the XDP program that is on the interface."""
         return (await self._xdp_state(interface)).get("IFLA_XDP_PROG_ID")
 
-    async def _set_xdp(self, interface: Interface, fd: int, flags: int, expected_fd: int | None) -> None:
+    async def _set_xdp(self, interface: Link, fd: int, flags: int, expected_fd: int | None) -> None:
         attrs: list[tuple[str, int]] = [("IFLA_XDP_FD", fd), ("IFLA_XDP_FLAGS", flags)]
         if expected_fd is not None:
             attrs[1] = ("IFLA_XDP_FLAGS", flags | _XDP_FLAGS_REPLACE)
@@ -160,7 +200,7 @@ class Netlink:
         await self._route.link("set", index=interface.index, xdp={"attrs": attrs})
 
     async def attach_xdp(
-        self, interface: Interface, fd: int, modes: tuple[XdpMode, ...], replaces: int | None
+        self, interface: Link, fd: int, modes: tuple[XdpMode, ...], replaces: int | None
     ) -> tuple[XdpMode, str]:
         """Attaches in the first mode that the driver takes; returns it and why an earlier one was refused.
 
@@ -179,26 +219,25 @@ class Netlink:
                     raise DataplaneError(
                         f"interface {interface.name} has an XDP program of somebody else's: remove it first"
                     ) from error
-                refusals.append(f"{mode}: {error}")
+                refusals.append(f"{mode}: {_reason(error)}{_mtu_remedy(mode, interface)}")
             else:
                 return mode, "; ".join(refusals)
         raise DataplaneError(f"interface {interface.name} takes no XDP program ({'; '.join(refusals)})")
 
-    async def _current_mode(self, interface: Interface) -> XdpMode:
+    async def _current_mode(self, interface: Link) -> XdpMode:
         attached = str((await self._xdp_state(interface)).get("IFLA_XDP_ATTACHED"))
         return XdpMode.GENERIC if attached in ("2", "xdpgeneric") else XdpMode.NATIVE
 
-    async def interfaces_with_xdp(self) -> list[tuple[Interface, int]]:
-        """All interfaces that have an XDP program, with its id; without their addresses."""
+    async def interfaces_with_xdp(self) -> list[tuple[Link, int]]:
+        """All links that have an XDP program, with its id."""
         found = []
         async for link in await self._route.get_links():
             program = _xdp_attributes(link).get("IFLA_XDP_PROG_ID")
             if program is not None:
-                interface = Interface(link.get("ifname"), link["index"], link.get("address") or "", ())
-                found.append((interface, program))
+                found.append((to_link(link), program))
         return found
 
-    async def detach_xdp(self, interface: Interface, fd: int) -> None:
+    async def detach_xdp(self, interface: Link, fd: int) -> None:
         """Takes our program off, in the mode it was attached with: the other way nothing happens, without
         a word. DataplaneError, and nothing done, where another program is there by now.
         """
@@ -213,7 +252,7 @@ class Netlink:
         if await self.attached_xdp(interface) is not None:
             raise DataplaneError(f"the XDP program stays attached to {interface.name}")
 
-    async def attach_egress(self, interface: Interface, fd: int) -> None:
+    async def attach_egress(self, interface: Link, fd: int) -> None:
         """Puts the probe-steering program on the interface's TC egress hook, or replaces it there."""
         try:
             await self._route.tc("add", kind="clsact", index=interface.index)
@@ -236,7 +275,7 @@ class Netlink:
         except NetlinkError as error:
             raise DataplaneError(f"interface {interface.name} takes no TC program: {error}") from error
 
-    async def detach_egress(self, interface: Interface) -> None:
+    async def detach_egress(self, interface: Link) -> None:
         """Takes our filter away; the clsact qdisc may serve others and stays."""
         try:
             await self._route.tc(
@@ -292,8 +331,8 @@ class Netlink:
         except NetlinkError as error:
             raise DataplaneError(f"can't resolve {address}: {error}") from error
 
-    async def watch(self) -> AsyncIterator[NeighbourEvent | RoutesChanged]:
-        """Every change of the neighbour table and of routes, from now on, until closed."""
+    async def watch(self) -> AsyncIterator[Event]:
+        """Every change of the neighbour table, of routes and of links, from now on, until closed."""
         async with AsyncIPRoute() as events:
             await events.bind(groups=RTMGRP_NEIGH | RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
             while True:
@@ -305,3 +344,5 @@ class Netlink:
                             yield event
                     elif kind in ("RTM_NEWROUTE", "RTM_DELROUTE"):
                         yield RoutesChanged()
+                    elif kind in ("RTM_NEWLINK", "RTM_DELLINK"):
+                        yield LinksChanged()

@@ -13,7 +13,7 @@ from vc5py.model import IPAddress, Timeouts
 
 # How long a changed slot stays unstable: more than twice the time in which every talking flow is recorded
 # (SAMPLE_TICKS in xdp/choose.h).
-SETTLE_S = 120.0
+SETTLE_S = 600.0
 
 FRAGMENT_TIMEOUT_S = 30  # RFC 791 suggests 15, RFC 8200 demands 60 of reassembly
 
@@ -21,7 +21,7 @@ FRAGMENT_TIMEOUT_S = 30  # RFC 791 suggests 15, RFC 8200 demands 60 of reassembl
 # is made any more to find a place for one more.
 LOSSY = 0.4
 CROWDED = 0.9
-OCCUPANCY_SAMPLE = 1 << 14  # sets looked at
+OCCUPANCY_SAMPLE = 1 << 13  # sets looked at
 
 ICMP_PER_SECOND = 1000  # "too big" answers that each CPU may send
 
@@ -39,6 +39,17 @@ def timeouts_s(timeouts: Timeouts) -> dict[abi.FlowState, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How the flow table is read in the course of time: pieces of so many `sets`, for about `budget_s` a call
+    and never less than one piece, with a rest of `rest_s` between two turns that nobody waits for.
+    """
+
+    sets: int = 1 << 14
+    budget_s: float = 0.015
+    rest_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What holds for all services. `sources`: our own addresses by IP version, for outer headers."""
 
@@ -46,3 +57,4 @@ class Policy:
     drop_fragments: bool = False
     sources: Mapping[int, IPAddress] = field(default_factory=dict)
     settle_s: float = SETTLE_S
+    pace: Pace = Pace()

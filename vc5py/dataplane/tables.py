@@ -7,22 +7,26 @@ being recorded, so that is where they still go where the flow table doesn't know
 connection. What has been sent through an unstable slot is recorded, so that for a slot that changes again
 nothing more is remembered, except while the flow table may have had no room. What it doesn't know is then no
 connection of ours but one that has moved here from another balancer, whose table is like our present one.
-After the settling time a slot without a flow of another backend becomes stable again, in two steps: first
-nothing more is sent to the previous backend, and a while later, if there is still no such flow, what the flow
-table has of other backends' dead flows is forgotten and nothing more is looked up.
+After the settling time a slot without a live flow of another backend becomes stable again, in two steps, each
+the outcome of a *look*, that is of one whole reading of the flow table (`sweep`): first the slot is closed,
+nothing more is sent to the previous backend. A look that begins a while later empties the entries that other
+backends' dead flows have in closed slots, and where it finds no live one, nothing more is looked up.
+
+Why two looks, however long each takes: into a closed slot no entry of another backend comes any more, what is
+there is either seen alive by the second look, wherever that is in the table just then, or emptied by it.
 
 Invariant: tables that packets may still use are not written, but for these two steps; freed lines are used
 again only after a quarantine (cut short where there is no other room: a packet needs microseconds from its
 service to its slot). A table's size follows the number of a service's reals, whether they are up or not: one
 of another size moves nearly all flows that aren't recorded. Services with the same reals and the same past
-share tables, as long as none of these has begun to settle.
+share tables, as long as none of these has been looked at.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +45,8 @@ Slots = NDArray[np.uint16]
 SETTLE_STEP_S = 1.0
 SETTLE_RETRY_S = 10.0
 
+LOOK_SLOTS = 1 << 24  # of so many slots, or of one table, at most: a byte each, as long as a look takes
+
 _NONE = np.uint16(abi.SLOT_NONE)
 _UNSTABLE = np.uint16(abi.SLOT_UNSTABLE)
 
@@ -55,23 +61,60 @@ class Tables:
 
 NO_TABLES = Tables()
 
-
-class FlowScan(Protocol):
-    """What settling asks of the flow table. Both see only services with a previous table."""
-
-    def conflicts(self) -> NDArray[np.int64]:
-        """Positions in the arena of slots with a live flow of another backend than they name."""
-
-    def forget(self, settled: NDArray[np.bool_]) -> None:
-        """Empties the entries of such flows in the given slots, by position in the arena."""
+_Key = tuple[Members, int, Tables, bool, bool]  # what a table is made of: the arguments of `acquire`
 
 
 @dataclass(slots=True)
 class _Settling:
-    """`due`: when the unstable slots of a table may be looked at again."""
+    """`due`: when the unstable slots of a table may be looked at again. `closed`: by slot, 1 where nothing is
+    sent to the previous backend any more as far as we know.
+    """
 
     previous: int
     due: float
+    closed: NDArray[np.uint8] | None = None
+
+
+_CLOSED = np.uint8(1)
+_HIT = np.uint8(2)
+
+
+class Look:
+    """What one reading of the flow table finds of the slots of some tables. Slots are numbered one table
+    after the other: `start_of(table)` and the slot.
+    """
+
+    def __init__(self, tables: dict[int, _Settling]) -> None:
+        self._tables = tables
+        self._starts: dict[int, int] = {}
+        slots = 0
+        for word in tables:
+            self._starts[word] = slots
+            slots += size(word)
+        self._marks = np.zeros(slots, dtype=np.uint8)
+        for word, settling in tables.items():
+            if settling.closed is not None:
+                self.marks_of(word)[:] = settling.closed
+
+    def start_of(self, word: int) -> int | None:
+        """The number of a table's first slot; None where this isn't about that table."""
+        return self._starts.get(word)
+
+    def hit(self, marks: NDArray[np.int64]) -> None:
+        """Slots, by number, with a live flow of another backend than they name."""
+        self._marks[marks] |= _HIT
+
+    def closed(self, marks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether nothing has been sent to the slots' previous backends since before the look began."""
+        closed: NDArray[np.bool_] = self._marks[marks] & _CLOSED != 0
+        return closed
+
+    def tables(self) -> dict[int, _Settling]:
+        return self._tables
+
+    def marks_of(self, word: int) -> NDArray[np.uint8]:
+        start = self._starts[word]
+        return self._marks[start : start + size(word)]
 
 
 def lines_for(reals: int) -> int:
@@ -98,7 +141,8 @@ class TableArena:
         self._settle_s = settle_s
         self._lines = RunAllocator(len(slots), "lines of Maglev slots")
         self._quarantine = Quarantine(quarantine_s)
-        self._known: dict[tuple[Members, int, Tables, bool, bool], Tables] = {}
+        self._known: dict[_Key, Tables] = {}
+        self._shared: defaultdict[int, set[_Key]] = defaultdict(set)  # by word: the keys that it is in
         self._users: Counter[int] = Counter()
         self._settling: dict[int, _Settling] = {}
         self._lines.reserve(0, 1)  # word 0 leads to an empty slot
@@ -133,6 +177,8 @@ class TableArena:
         tables = self._known.get(key)
         if tables is None:
             tables = self._known[key] = self._make(members, key[1], before, now, remember, unsure)
+            for word in {tables.current, tables.previous, before.current, before.previous}:
+                self._shared[word].add(key)
         elif tables.previous:
             self._settling[tables.current].due = now + self._settle_s
         for word in (tables.current, tables.previous):
@@ -156,45 +202,46 @@ class TableArena:
         for start, length in self._quarantine.release(now):
             self._lines.give_back(start, length)
 
-    def settle(self, now: float, scan: FlowScan) -> None:
-        """Takes one of the two steps for all tables whose time has come."""
-        due = {word: s for word, s in self._settling.items() if s.due <= now}
-        if not due:
-            return
-        conflicting = np.zeros(len(self._flat), dtype=bool)
-        conflicting[scan.conflicts()] = True
-        settled = np.zeros(len(self._flat), dtype=bool)
-        for word, settling in due.items():
-            self._forget_sharing(word)
-            calm, closed = self._close(word, settling.previous, conflicting)
-            settling.due = now + (SETTLE_STEP_S if calm.any() else SETTLE_RETRY_S)
-            settled[first_slot(word) : first_slot(word) + size(word)] = calm & closed
-        if settled.any():
-            scan.forget(settled)
-            self._flat[settled] &= ~_UNSTABLE
+    def look(self, now: float) -> Look | None:
+        """What the reading of the flow table that begins now is to look at; None: nothing is due."""
+        due: dict[int, _Settling] = {}
+        slots = 0
+        for word, settling in self._settling.items():
+            if settling.due <= now and (not due or slots + size(word) <= LOOK_SLOTS):
+                due[word] = settling
+                slots += size(word)
         for word in due:
-            if not (self.view(word) & _UNSTABLE).any():
-                del self._settling[word]
+            self._forget_sharing(word)
+        return Look(due) if due else None
 
-    def _close(
-        self, word: int, previous: int, conflicting: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Ends what is remembered of calm slots; which slots are calm, and in which nothing was any more."""
-        current, past = self.view(word), self.view(previous)
-        calm = ~conflicting[first_slot(word) : first_slot(word) + len(current)]
-        calm &= (current & _UNSTABLE) != 0
+    def conclude(self, look: Look, now: float) -> Iterator[None]:
+        """Takes one of the two steps in every slot that the look, whose reading has ended, found calm. A
+        table is done with at each item.
+        """
+        for word, settling in look.tables().items():
+            if self._settling.get(word) is settling:  # not exchanged meanwhile
+                self._conclude(word, settling, look.marks_of(word), now)
+            yield
+
+    def _conclude(self, word: int, settling: _Settling, marks: NDArray[np.uint8], now: float) -> None:
+        current, past = self.view(word), self.view(settling.previous)
+        unstable = (current & _UNSTABLE) != 0
+        calm = unstable & (marks & _HIT == 0)
+        closed = marks & _CLOSED != 0
+        current[calm & closed] &= ~_UNSTABLE
         folds = past.reshape(-1, len(current))  # positions of the larger table that share a slot
-        closed = (folds == _NONE).all(axis=0)
-        folds[:, calm & ~closed] = _NONE
-        return calm, closed
+        folds[:, calm] = _NONE
+        settling.closed = (closed | calm).astype(np.uint8)
+        settling.due = now + (SETTLE_STEP_S if calm.any() else SETTLE_RETRY_S)
+        if not (unstable & ~(calm & closed)).any():
+            del self._settling[word]
 
     def _forget_sharing(self, word: int) -> None:
         """Whoever comes from now on gets tables of its own: this one is not what it was."""
-        self._known = {
-            key: tables
-            for key, tables in self._known.items()
-            if word not in (tables.current, tables.previous, key[2].current, key[2].previous)
-        }
+        for key in self._shared.pop(word, ()):
+            tables = self._known.pop(key)
+            for other in {tables.current, tables.previous, key[2].current, key[2].previous} - {word}:
+                self._shared[other].discard(key)
 
     def view(self, word: int) -> Slots:
         """The slots of a table, in place."""

@@ -1,0 +1,99 @@
+"""Which links an interface consists of: itself, or a bond's members. What the maps hold of each follows.
+
+Pure; knows nothing of netlink messages, maps or programs.
+
+A bond is one interface for addresses, routes and neighbours, and backends name it; but frames come in by its
+members, so the XDP program is on these, and frames leave by the member they came in by. A frame that came in
+by another interface leaves by one member that can send (`Port.exit`). All members take frames for VIPs, also
+those the bond keeps in reserve: a fail-over needs no word from us. Each member has a MAC address of its own
+in some modes of bonding, and the bond's in the others: it is the one that frames for it have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vc5py.errors import DataplaneError
+
+# The largest MTU whose frames fit one buffer of common drivers (3,072 bytes, two tags and Ethernet's header
+# taken off), so that a program which reads one buffer will do.
+LINEAR_MTU = 3050
+BOND_KINDS = frozenset({"bond"})
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device as the kernel reports it. `master`: the ifindex of the device that it is a part of, 0
+    for none. `running`: up, with a carrier. `backup`: a member that its bond sends nothing by at present.
+    """
+
+    index: int
+    name: str
+    mac: str
+    mtu: int = 1500
+    kind: str | None = None
+    master: int = 0
+    running: bool = True
+    backup: bool = False
+
+    @property
+    def is_bond(self) -> bool:
+        return self.kind in BOND_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An interface named on the command line. `members`: the links that get the XDP program, by ifindex."""
+
+    link: Link
+    members: tuple[Link, ...]
+
+    @property
+    def exit(self) -> int | None:
+        """The link by which frames leave that came in by another port: one whose bond sends by it, if any."""
+        running = [member for member in self.members if member.running]
+        if not self.link.is_bond:
+            return self.link.index
+        return min(running, key=lambda m: (m.backup, m.index)).index if running else None
+
+    def without(self, indexes: Container[int]) -> Port:
+        return replace(self, members=tuple(m for m in self.members if m.index not in indexes))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the maps hold of one link: struct interface, and where the devmap leads (None: nowhere)."""
+
+    mac: str
+    bond: int = 0
+    exit: int | None = None
+
+
+def ports_of(named: Iterable[int], links: Sequence[Link]) -> tuple[Port, ...]:
+    """The interfaces of these indices, in their order. DataplaneError where one can't be used by itself."""
+    by_index = {link.index: link for link in links}
+    return tuple(_port(index, by_index) for index in named)
+
+
+def _port(index: int, links: Mapping[int, Link]) -> Port:
+    if index not in links:
+        raise DataplaneError(f"interface number {index} is gone")
+    link = links[index]
+    master = links.get(link.master)
+    if master is not None and master.is_bond:
+        raise DataplaneError(f"interface {link.name} is a member of the bond {master.name}: name that one")
+    if not link.is_bond:
+        return Port(link, (link,))
+    members = (other for other in links.values() if other.master == index)
+    return Port(link, tuple(sorted(members, key=lambda member: member.index)))
+
+
+def records_of(ports: Iterable[Port]) -> dict[int, Record]:
+    """By ifindex."""
+    records: dict[int, Record] = {}
+    for port in ports:
+        if port.link.is_bond:
+            records |= {member.index: Record(member.mac, port.link.index) for member in port.members}
+        records[port.link.index] = Record(port.link.mac, exit=port.exit)
+    return records

@@ -1,0 +1,98 @@
+"""The backends' records in the maps: how packets get to each, and whether.
+
+Knows one record at a time, by its index, and where the reals are; not which service has which. What changes
+together is in one word and is written in one store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vc5py.dataplane import abi
+from vc5py.dataplane.base import Neighbour
+from vc5py.dataplane.maps import Maps
+from vc5py.model import BackendState, ForwardMode, IPAddress
+
+_L2 = abi.MODES[ForwardMode.L2]
+
+
+class Records:
+    """`sources`: our own addresses by IP version, for outer headers."""
+
+    def __init__(self, maps: Maps, sources: Mapping[int, IPAddress]) -> None:
+        backends = maps.backends
+        self._all = backends
+        self._counts = maps.backend_counts
+        self._link, self._place, self._how = backends["link"], backends["place"], backends["how"]
+        self._source, self._destination = backends["source"], backends["destination"]
+        self.identity = backends["identity"]
+        self._sources = sources
+        self.neighbours: dict[IPAddress, Neighbour] = {}
+
+    def clear(self, base: int, room: int) -> None:
+        self._all[base : base + room] = 0
+        self._counts[:, base : base + room] = 0
+
+    def copy(self, old: int, new: int, length: int) -> None:
+        """The records and counters of a run into another one."""
+        for array in (self._all, self._counts.T):
+            array[new : new + length] = array[old : old + length]
+
+    def begin(self, index: int) -> None:
+        """A new backend's counters begin at 0."""
+        self._counts[:, index] = 0
+
+    def flags(self, index: int) -> int:
+        return int(self._link[index]) >> 48
+
+    def is_up(self, index: int) -> bool:
+        return bool(self.flags(index) & abi.BACKEND_UP)
+
+    def write_forwarding(self, index: int, backend: BackendState, identity: int) -> None:
+        """How packets get there; a real that changes its mode is written before its flags are."""
+        self.identity[index] = identity
+        if backend.forwarding.mode is not ForwardMode.L2:
+            real = backend.id.real
+            source = self._sources.get(real.version)
+            self._source[index] = source.packed if source is not None else b""
+            self._destination[index] = real.packed
+        self._how[index] = abi.how_word(backend.forwarding)
+
+    def write_load(self, index: int, backend: BackendState, load: int) -> None:
+        self._how[index] = abi.how_word(backend.forwarding, load)
+
+    def take_off(self, index: int) -> None:
+        """No packet goes there any more."""
+        self._link[index] = 0
+
+    def write_link(self, index: int, up: bool, real: IPAddress) -> None:
+        """Whether packets go there, and where that is."""
+        neighbour = self.neighbours.get(real)
+        mode = int(self._how[index]) & 0xFF
+        flags, mac = (abi.BACKEND_UP if up else 0), 0
+        if mode != _L2 and abi.FORWARD_MODES[mode].is_tunnel:
+            if real.version == 6:
+                flags |= abi.BACKEND_OUTER6
+            if real.version not in self._sources:
+                neighbour = None  # nothing to send from
+        if neighbour is not None and (neighbour.on_link or mode != _L2):
+            flags |= abi.BACKEND_REACHABLE
+            flags |= abi.BACKEND_ON_LINK if neighbour.on_link else 0
+            flags |= abi.BACKEND_SET_TAGS if neighbour.vlan is not None else 0
+            mac = abi.mac_to_word(neighbour.mac)
+            self._place[index] = abi.place_word(neighbour.ifindex, neighbour.vlan or 0, neighbour.svlan)
+        self._link[index] = mac | flags << 48
+
+    def neighbour_at(self, index: int) -> Neighbour | None:
+        """Where an earlier run knew the record's real to be."""
+        flags = self.flags(index)
+        if not flags & abi.BACKEND_REACHABLE:
+            return None
+        place = int(self._place[index])
+        return Neighbour(
+            ifindex=place & 0xFFFFFFFF,
+            mac=abi.word_to_mac(int(self._link[index])),
+            on_link=bool(flags & abi.BACKEND_ON_LINK),
+            vlan=place >> 32 & 0xFFFF if flags & abi.BACKEND_SET_TAGS else None,
+            svlan=place >> 48,
+        )
