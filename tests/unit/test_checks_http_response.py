@@ -36,6 +36,17 @@ def parse(*pieces: bytes) -> ResponseHead | None:
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\n\r\n", ResponseHead(503, None)),
         (b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" * 3 + b"HTTP/1.1 200 OK\r\n\r\n", ResponseHead(200, None)),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", ResponseHead(101, None)),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", ResponseHead(200, None, True)),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding:gzip ,\tChunked \r\n\r\n", ResponseHead(200, None, True)),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", ResponseHead(200, None)),
+        (
+            b"HTTP/1.1 200 A\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+            ResponseHead(200, None, True),
+        ),
+        (
+            b"HTTP/1.1 200 A\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
+            ResponseHead(200, None, True),
+        ),
     ],
 )
 def test_accepts_whole_and_byte_by_byte(response: bytes, head: ResponseHead) -> None:

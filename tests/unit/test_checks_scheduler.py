@@ -6,136 +6,30 @@ Probes here are stand-ins that take a stated time; the last test runs real ones 
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 import random
-import selectors
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.checks_clock import (
+    CHECK,
+    FIRST_REAL,
+    OK,
+    REFUSED,
+    TIMEOUT,
+    World,
+    backend,
+    gaps,
+    now_s,
+    on_jumping_clock,
+)
 from vc5py.checks.result import ProbeResult, Reason
 from vc5py.checks.scheduler import Scheduler, fast_interval_s, next_due_s
-from vc5py.model import BackendId, Check, CheckType, IPAddress
-
-VIP = IPv4Address("192.0.2.1")
-SOURCE = IPv4Address("192.0.2.200")
-FIRST_REAL = IPv4Address("10.0.0.0")
-CHECK = Check("web", CheckType.HTTP, 80, interval_s=2.0, timeout_s=1.0)
-OK = ProbeResult(True, Reason.OK, "", 0.0)
-REFUSED = ProbeResult(False, Reason.REFUSED, "", 0.0)
-TIMEOUT = ProbeResult(False, Reason.TIMEOUT, "", CHECK.timeout_s)
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands still while anything runs and jumps to the next timer when idle."""
-
-    def __init__(self) -> None:
-        super().__init__(_InstantSelector(self))
-        self.now_s = 0.0
-
-    def time(self) -> float:
-        return self.now_s
-
-
-class _InstantSelector(selectors.SelectSelector):
-    def __init__(self, loop: JumpingLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "nothing will ever happen again"
-        self._loop.now_s += max(0.0, timeout)
-        return super().select(0)
-
-
-def on_jumping_clock(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-            runner.run(test(*args, **kwargs))
-
-    return run
-
-
-def now_s() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def backend(number: int, service: str = "web") -> BackendId:
-    return BackendId(service, VIP, FIRST_REAL + number)
-
-
-def number_of(name: BackendId) -> int:
-    return int(name.real) - int(FIRST_REAL)
-
-
-class World:
-    """All that a scheduler works with: backends named by number, which is their mark too."""
-
-    def __init__(
-        self,
-        takes_s: Callable[[int], float] = lambda _: 0.0,
-        gives: Callable[[int], ProbeResult] = lambda _: OK,
-        limit: int = 512,
-    ) -> None:
-        self.takes_s = takes_s
-        self.gives = gives
-        self.starts: dict[int, list[float]] = defaultdict(list)
-        self.reports: list[tuple[int, Check, ProbeResult]] = []
-        self.on_report: Callable[[], None] = lambda: None
-        self.missing: set[int] = set()
-        self.in_flight = self.most_in_flight = 0
-        self.scheduler = Scheduler(
-            self.mark_of, self.report, SOURCE, random.Random(1), limit=limit, prober=self.probe
-        )
-
-    def mark_of(self, name: BackendId) -> int | None:
-        number = number_of(name)
-        return None if number in self.missing else number
-
-    async def probe(self, vip: IPAddress, check: Check, mark: int, source: IPAddress | None) -> ProbeResult:
-        assert (vip, source) == (VIP, SOURCE)
-        self.starts[mark].append(now_s())
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            await asyncio.sleep(self.takes_s(mark))
-            return self.gives(mark)
-        finally:
-            self.in_flight -= 1
-
-    def report(self, name: BackendId, check: Check, result: ProbeResult) -> None:
-        self.reports.append((number_of(name), check, result))
-        self.on_report()
-
-    def results_of(self, number: int) -> list[ProbeResult]:
-        return [result for reported, _, result in self.reports if reported == number]
-
-    def set_targets(self, numbers: Iterable[int], check: Check = CHECK) -> None:
-        self.scheduler.set_targets((backend(number), check) for number in numbers)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.scheduler.run(), name="scheduler")
-        await asyncio.sleep(0)
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
-def gaps(times: list[float]) -> list[float]:
-    return [round(later - sooner, 6) for sooner, later in itertools.pairwise(times)]
-
+from vc5py.model import BackendId, Check, CheckType, HttpRequest
 
 # --- cadence ---
 
@@ -403,6 +297,26 @@ async def test_a_backend_the_data_plane_does_not_have_fails_without_a_probe() ->
     assert len(world.starts[1]) == 1
 
 
+@pytest.mark.parametrize("becomes", [None, 7])
+@on_jumping_clock
+async def test_a_result_whose_mark_went_stale_in_flight_counts_for_nothing(becomes: int | None) -> None:
+    """The place in the data plane may be another backend's by then: what answered is anybody's guess."""
+    world = World(takes_s=lambda _: 1.2, gives=lambda _: REFUSED)
+    check = Check("web", CheckType.TCP, 80, interval_s=10.0)
+    world.set_targets([1], check)
+    async with world.running():
+        await asyncio.sleep(1.0)
+        assert world.in_flight == 1
+        world.moved = {1: becomes}
+        await asyncio.sleep(2.0)
+        assert world.reports == []
+        assert world.scheduler.stats().probes == {(CheckType.TCP, Reason.STALE): 1}
+        world.moved = {}
+        await asyncio.sleep(10.0)
+    assert world.reports == [(1, check, REFUSED)]
+    assert gaps(world.starts[1]) == [10.0]
+
+
 @on_jumping_clock
 async def test_a_crash_in_a_probe_is_logged_and_reported_and_the_rest_goes_on(
     caplog: pytest.LogCaptureFixture,
@@ -454,7 +368,18 @@ async def test_stats_count_by_type_and_reason() -> None:
         stats = world.scheduler.stats()
     assert stats.probes == {(CheckType.HTTP, Reason.OK): 2, (CheckType.HTTP, Reason.REFUSED): 2}
     assert (stats.targets, stats.in_flight) == (2, 0)
-    assert stats.lag_s == pytest.approx(0.0, abs=1e-6)
+    assert stats.lag_s == stats.lag_p99_s == pytest.approx(0.0, abs=1e-6)
+
+
+@on_jumping_clock
+async def test_the_99th_percentile_of_lag_is_over_the_last_starts() -> None:
+    world = World(takes_s=lambda _: 1.0, limit=2)
+    assert world.scheduler.stats().lag_p99_s == 0.0
+    world.set_targets(range(20), Check("web", CheckType.TCP, 80, interval_s=1000.0))
+    async with world.running():
+        await asyncio.sleep(15)
+    stats = world.scheduler.stats()  # the last two waited for the nine pairs before them
+    assert 8.0 < stats.lag_s <= stats.lag_p99_s < 9.0
 
 
 # --- for real ---
@@ -473,7 +398,7 @@ async def test_real_probes_of_a_real_server() -> None:
         "web",
         CheckType.HTTP,
         server.sockets[0].getsockname()[1],
-        expect=frozenset({204}),
+        HttpRequest(expect=frozenset({204})),
         interval_s=0.02,
         timeout_s=5.0,
     )

@@ -10,11 +10,14 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
-from vc5py.checks.connection import Attempt
+from vc5py.checks.dns import probe_dns
 from vc5py.checks.http import probe_http
 from vc5py.checks.https import probe_https
 from vc5py.checks.result import ProbeFailure, ProbeResult, Reason, reason_of
+from vc5py.checks.sockets import Attempt
+from vc5py.checks.syn import probe_syn
 from vc5py.checks.tcp import probe_tcp
+from vc5py.checks.udp import probe_udp
 from vc5py.model import Check, CheckType, IPAddress
 
 __all__ = ["ProbeResult", "Reason", "probe"]
@@ -23,6 +26,9 @@ _PROBES: dict[CheckType, Callable[[Attempt, Check], Awaitable[str]]] = {
     CheckType.HTTP: probe_http,
     CheckType.HTTPS: probe_https,
     CheckType.TCP: probe_tcp,
+    CheckType.SYN: probe_syn,
+    CheckType.DNS: probe_dns,
+    CheckType.UDP: probe_udp,
 }
 
 
@@ -46,9 +52,10 @@ async def _outcome(attempt: Attempt, check: Check) -> tuple[Reason, str]:
     except ProbeFailure as failure:
         return failure.reason, failure.detail
     except TimeoutError:
-        return Reason.TIMEOUT, f"no {attempt.phase} in time, {attempt.received} bytes received"
+        reason = Reason.TOO_SLOW if attempt.received > attempt.received_before else Reason.TIMEOUT
+        return reason, f"no {attempt.phase} in time, {attempt.received} bytes received"
     except OSError as error:
-        reason = reason_of(error)
-        if reason is None or error.errno is None:
+        found = reason_of(error)
+        if found is None or error.errno is None:
             raise
-        return reason, f"{attempt.phase}: {os.strerror(error.errno)}"
+        return found, f"{attempt.phase}: {os.strerror(error.errno)}"

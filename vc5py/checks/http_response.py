@@ -18,16 +18,18 @@ MAX_HEADER = 16 * 1024
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,19})[ \t]*(?:\r\n|\Z)", re.IGNORECASE)
+_TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:([^\r\n]*)", re.IGNORECASE)
 _PREFIX = b"HTTP/1."
 _SWITCHING_PROTOCOLS = 101
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """`content_length` in bytes as announced, None without one."""
+    """`content_length` in bytes as announced, None without one, or where a transfer coding overrides it."""
 
     status: int
     content_length: int | None
+    chunked: bool = False
 
     @property
     def is_interim(self) -> bool:
@@ -47,6 +49,11 @@ class ResponseParser:
     def feed(self, data: bytes) -> None:
         self._buffer += data
         self.consumed += len(data)
+
+    @property
+    def rest(self) -> bytes:
+        """What was fed beyond the heads returned so far."""
+        return bytes(self._buffer)
 
     def next_final(self) -> ResponseHead | None:
         """The first head that isn't interim; None as long as it is incomplete."""
@@ -82,6 +89,9 @@ def _parse_head(block: bytes) -> ResponseHead:
     status = _STATUS_LINE.fullmatch(status_line)
     if status is None:
         raise _bad_status_line(status_line)
+    if codings := _TRANSFER_ENCODING.findall(block):  # RFC 9112 section 6.3: it wins, and its last one counts
+        last = codings[-1].rpartition(b",")[2].strip().lower()
+        return ResponseHead(int(status[1]), None, last == b"chunked")
     length = _CONTENT_LENGTH.search(block)
     return ResponseHead(int(status[1]), int(length[1]) if length else None)
 

@@ -14,17 +14,45 @@ from enum import StrEnum
 class Reason(StrEnum):
     OK = "ok"
     TIMEOUT = "timeout"
+    """Nothing came of what was waited for."""
+    TOO_SLOW = "too_slow"
+    """Some of it came, but not all of it in time."""
     REFUSED = "refused"
     RESET = "reset"
     UNREACHABLE = "unreachable"
+    PORT_UNREACHABLE = "port_unreachable"
+    """An ICMP error from the real: nobody has that UDP port."""
+    SHORT_READ = "short_read"
+    TOO_MUCH_DATA = "too_much_data"
+
     TLS_FAILURE = "tls_failure"
+    """Of the protocol: the handshake or a record."""
+    CERTIFICATE_EXPIRED = "certificate_expired"
+    CERTIFICATE_NAME = "certificate_name"
+    CERTIFICATE_UNTRUSTED = "certificate_untrusted"
+    CERTIFICATE_BAD = "certificate_bad"
+    """Whatever else is wrong with it: not yet valid, revoked, not for servers."""
+
     BAD_STATUS_LINE = "bad_status_line"
     HEADER_TOO_LARGE = "header_too_large"
-    TOO_MUCH_DATA = "too_much_data"
-    SHORT_READ = "short_read"
+    BAD_CHUNK = "bad_chunk"
+    REDIRECT = "redirect"
     UNEXPECTED_STATUS = "unexpected_status"
+    UNEXPECTED_BODY = "unexpected_body"
+
+    BAD_DNS_MESSAGE = "bad_dns_message"
+    WRONG_DNS_ID = "wrong_dns_id"
+    WRONG_DNS_QUESTION = "wrong_dns_question"
+    UNEXPECTED_RCODE = "unexpected_rcode"
+    UNEXPECTED_ANSWER = "unexpected_answer"
+    TRUNCATED = "truncated"
+    """A DNS response by UDP that had no room for the answer looked for."""
+    UNEXPECTED_REPLY = "unexpected_reply"
+
     NO_BACKEND = "no_backend"
     """The data plane has no such backend (yet), so there is nothing to steer the probe by."""
+    STALE = "stale"
+    """The backend moved in the data plane during the probe, which proves nothing: counted, never reported."""
     LOCAL = "local"
     """This machine's fault, not the real's: no descriptors or ports left, no permission, a bad source."""
     INTERNAL = "internal"
@@ -65,7 +93,7 @@ _REASON_OF_ERRNO = {
     errno.ETIMEDOUT: Reason.TIMEOUT,
     errno.EMFILE: Reason.LOCAL,
     errno.ENFILE: Reason.LOCAL,
-    errno.ENOBUFS: Reason.LOCAL,
+    errno.ENOBUFS: Reason.UNREACHABLE,  # dropped on its way out: the data plane knows no way to the real
     errno.ENOMEM: Reason.LOCAL,
     errno.EPERM: Reason.LOCAL,
     errno.EACCES: Reason.LOCAL,
@@ -73,6 +101,7 @@ _REASON_OF_ERRNO = {
     errno.EADDRNOTAVAIL: Reason.LOCAL,
     errno.EADDRINUSE: Reason.LOCAL,
     errno.EAFNOSUPPORT: Reason.LOCAL,
+    errno.EPROTONOSUPPORT: Reason.LOCAL,
 }
 
 

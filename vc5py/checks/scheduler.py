@@ -4,7 +4,8 @@ Must not know: what a result leads to (it is handed to `report`), what a mark me
 
 Invariants: a target has at most one probe in flight; waiting targets cost an entry in a heap and no task;
 a target that stays keeps its cadence whatever happens to others; results of targets no longer wanted are
-dropped; nothing that a probe does ends the scheduler.
+dropped, and so are those of probes whose mark means another backend by then; nothing that a probe does ends
+the scheduler.
 
 The life of a target: heap (waits until it is due) -> fair queue (waits for a place) -> task -> heap.
 """
@@ -17,7 +18,7 @@ import itertools
 import logging
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 MAX_SPLAY_S = 1.0
 FASTEST_S = 0.1
 HURRY_FACTOR = 4
+LAGS = 2048
 SLOW_SHARE = 0.5
 """A probe that takes more of its timeout than this is slow, and the target's next one queues accordingly."""
 
@@ -39,23 +41,28 @@ Prober = Callable[[IPAddress, Check, int, IPAddress | None], Awaitable[ProbeResu
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """`probes` counts completed ones; `lag_s` is how much later than planned the last one began."""
+    """`probes` counts completed ones; `lag_s` is how much later than planned the last one began, `lag_p99_s`
+    the 99th percentile of the last `LAGS` ones."""
 
     probes: Mapping[tuple[CheckType, Reason], int]
     targets: int
     in_flight: int
     lag_s: float
+    lag_p99_s: float
 
 
 @dataclass(slots=True, eq=False)
 class _Target:
     """`due_s` is the time planned for the next probe, or of the present one (the event loop's clock).
 
-    `turn` is the number of its one valid heap entry, None while it isn't in the heap.
+    `turn` is the number of its one valid heap entry, None while it isn't in the heap. `group` and `name` are
+    made once: addresses are slow to print and to hash.
     """
 
     backend: BackendId
     check: Check
+    group: str
+    name: str
     due_s: float = 0.0
     fast: bool = False
     slow: bool = False
@@ -65,6 +72,10 @@ class _Target:
     @property
     def interval_s(self) -> float:
         return fast_interval_s(self.check.interval_s) if self.fast else self.check.interval_s
+
+
+def _target(backend: BackendId, check: Check) -> _Target:
+    return _Target(backend, check, str(backend.virtual_service), f"probe {backend} {check.name}")
 
 
 def fast_interval_s(interval_s: float) -> float:
@@ -108,10 +119,11 @@ class Scheduler:
         self._heap: list[tuple[float, int, _Target]] = []
         self._turns = itertools.count()
         self._queue: FairQueue[_Target] = FairQueue(limit)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_s = 0.0
         self._tasks: asyncio.TaskGroup | None = None
         self._probes: Counter[tuple[CheckType, Reason]] = Counter()
-        self._lag_s = 0.0
+        self._lags_s: deque[float] = deque(maxlen=LAGS)
 
     def set_targets(self, targets: Iterable[tuple[BackendId, Check]]) -> None:
         """Probes these from now on, and only these. Targets that stay are left as they are."""
@@ -120,7 +132,7 @@ class Scheduler:
             self._drop(self._targets.pop(key))
         for key in wanted:
             if key not in self._targets:
-                target = self._targets[key] = _Target(*key)
+                target = self._targets[key] = _target(*key)
                 if self._tasks is not None:
                     self._splay(target)
         self._drop_stale()
@@ -140,7 +152,9 @@ class Scheduler:
             self._arm()
 
     def stats(self) -> SchedulerStats:
-        return SchedulerStats(dict(self._probes), len(self._targets), self._queue.in_flight, self._lag_s)
+        lags = list(self._lags_s) or [0.0]
+        last_s, p99_s = lags[-1], sorted(lags)[len(lags) * 99 // 100]
+        return SchedulerStats(dict(self._probes), len(self._targets), self._queue.in_flight, last_s, p99_s)
 
     async def run(self) -> None:
         """Probes until cancelled. Run it once."""
@@ -183,9 +197,10 @@ class Scheduler:
             return
         due_s = self._heap[0][0]
         if self._timer is not None:
-            if self._timer.when() <= due_s and not self._timer.cancelled():
+            if self._timer_s <= due_s:
                 return
             self._timer.cancel()
+        self._timer_s = due_s
         self._timer = asyncio.get_running_loop().call_at(due_s, self._wake)
 
     def _wake(self) -> None:
@@ -195,7 +210,7 @@ class Scheduler:
             _, turn, target = heapq.heappop(self._heap)
             if target.turn == turn:
                 target.turn = None
-                self._queue.push(target.backend.virtual_service, target, target.slow)
+                self._queue.push(target.group, target, target.slow)
         self._start()
         self._arm()
 
@@ -206,9 +221,8 @@ class Scheduler:
             if not target.wanted:
                 self._queue.release(lane)
                 continue
-            self._lag_s = max(0.0, _now_s() - target.due_s)
-            name = f"probe {target.backend} {target.check.name}"
-            self._tasks.create_task(self._attend(target, lane), name=name)
+            self._lags_s.append(max(0.0, _now_s() - target.due_s))
+            self._tasks.create_task(self._attend(target, lane), name=target.name)
 
     async def _attend(self, target: _Target, lane: bool) -> None:
         """One probe and all that follows from it."""
@@ -229,15 +243,20 @@ class Scheduler:
             mark = self._mark_of(target.backend)
             if mark is None:
                 return ProbeResult(False, Reason.NO_BACKEND, "not in the data plane", 0.0)
-            return await self._prober(target.backend.vip, target.check, mark, self._source)
+            result = await self._prober(target.backend.vip, target.check, mark, self._source)
+            if self._mark_of(target.backend) != mark:  # it may have gone to whoever has the mark now
+                return ProbeResult(False, Reason.STALE, "moved in the data plane", result.duration_s)
+            return result
         except Exception as error:
             log.exception("event=probe_crashed backend=%s check=%s", target.backend, target.check.name)
             return ProbeResult(False, Reason.INTERNAL, repr(error), 0.0)
 
     def _deliver(self, target: _Target, result: ProbeResult) -> None:
         """Supervises `report` likewise. It may call `hurry` and `set_targets`."""
-        target.slow = result.duration_s > target.check.timeout_s * SLOW_SHARE
         self._probes[target.check.type, result.reason] += 1
+        if result.reason is Reason.STALE:
+            return
+        target.slow = result.duration_s > target.check.timeout_s * SLOW_SHARE
         try:
             self._report(target.backend, target.check, result)
         except Exception:

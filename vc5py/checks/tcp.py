@@ -5,7 +5,8 @@ Must not know: HTTP, marks, deadlines (the stream and the caller have those).
 
 from __future__ import annotations
 
-from vc5py.checks.connection import Attempt, open_tcp
+from vc5py.checks.connection import open_tcp
+from vc5py.checks.sockets import Attempt
 from vc5py.model import Check
 
 
