@@ -59,31 +59,98 @@ class Unknown(StrEnum):
     PASS = "pass"
 
 
+class AdminState(StrEnum):
+    """What people want of a real, apart from its health. Draining: no new flows; disabled: no packets."""
+
+    ENABLED = "enabled"
+    DRAINING = "draining"
+    DISABLED = "disabled"
+
+
+class Standby(StrEnum):
+    """What the next tier of reals does when too few of the tiers before it are up."""
+
+    REPLACE = "replace"
+    JOIN = "join"
+
+
+class BelowNeed(StrEnum):
+    """What becomes of a service with fewer healthy reals than it needs."""
+
+    WITHDRAW = "withdraw"
+    SERVE = "serve"
+
+
 class CheckType(StrEnum):
     HTTP = "http"
     HTTPS = "https"
     TCP = "tcp"
+    SYN = "syn"
+    DNS = "dns"
+    UDP = "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """The request of an http or https check, and which responses are good.
+
+    `expect`: the accepted status codes. `body`: the first 64 KiB of the body must contain this; `body_regex`:
+    they must match this somewhere (RE2's syntax, on bytes). `verify`: the certificate must be good for `host`
+    by the authorities in `ca_file` (None: the system's); unused for http.
+    """
+
+    path: str = "/"
+    host: str | None = None
+    method: str = "GET"
+    headers: tuple[tuple[str, str], ...] = ()
+    expect: frozenset[int] = frozenset({200})
+    body: str | None = None
+    body_regex: str | None = None
+    verify: bool = False
+    ca_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DnsQuestion:
+    """The question of a dns check, and which answers are good.
+
+    `record`: the type by name (A, AAAA, ...). `answer`: one of the answers must be this, in presentation form
+    (None: any). `rcode`: the response code by name (RFC 1035, RFC 2136), in lower case.
+    """
+
+    name: str = "."
+    record: str = "NS"
+    transport: Protocol = Protocol.UDP
+    answer: str | None = None
+    rcode: str = "noerror"
+
+
+@dataclass(frozen=True, slots=True)
+class UdpExchange:
+    """The datagram of a udp check, and what the reply must begin with (None: any reply is good)."""
+
+    payload: bytes = b""
+    reply: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """How to find out whether a real serves a VIP. `port` is always filled in; times are in seconds.
 
-    `expect` is the set of accepted HTTP status codes (unused for tcp). `rise` successes in a row bring a
-    backend up, `fall` failures in a row take it down.
+    `rise` successes in a row bring a backend up, `fall` failures in a row take it down. `quorum` (m, n) is
+    instead of both: up while at least m of the last n probes succeeded. `detail` is what the type
+    of the check needs to know, None for tcp and syn.
     """
 
     name: str
     type: CheckType
     port: int
-    path: str = "/"
-    host: str | None = None
-    method: str = "GET"
-    expect: frozenset[int] = frozenset({200})
+    detail: HttpRequest | DnsQuestion | UdpExchange | None = None
     interval_s: float = 2.0
     timeout_s: float = 1.0
     rise: int = 2
     fall: int = 3
+    quorum: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +167,47 @@ class Forwarding:
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """A server that has the VIPs on its loopback and answers clients directly. `weight`: its share."""
+    """A server that has the VIPs on its loopback and answers clients directly. `weight`: its share of new
+    flows. `tier`: 0 serves, a higher one stands by for those before it.
+    """
 
     address: IPAddress
     weight: int = 1
     forwarding: Forwarding = Forwarding()
+    tier: int = 0
+    admin: AdminState = AdminState.ENABLED
+
+
+@dataclass(frozen=True, slots=True)
+class Damping:
+    """When a real that flaps is kept out, as routers do with routes (RFC 2439).
+
+    Every time it goes down costs one point, points halve every `half_life_s`; from `suppress` points on it is
+    kept out until they fall to `reuse`, at most for `longest_s` after it last went down.
+    """
+
+    suppress: float = 4.0
+    reuse: float = 1.0
+    half_life_s: float = 60.0
+    longest_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sorry:
+    """Reals, with checks of their own, that serve while fewer than `need` of the service's are healthy."""
+
+    reals: tuple[Real, ...]
+    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One entry of `services:`. Ports are in ascending order, reals unique and in the file's order."""
+    """One entry of `services:`. Ports are in ascending order, reals unique and in the file's order.
+
+    `min_up`: a tier stands in for those before it when fewer of them are up. `slow_start_s`: how long the
+    share of a real takes to grow from nothing to its weight after it came up. `damping`: None means that
+    reals may flap.
+    """
 
     name: str
     desc: str
@@ -121,6 +219,12 @@ class Service:
     checks: tuple[Check, ...]
     scheduling: Scheduling = Scheduling.MAGLEV
     unknown: Unknown = Unknown.DROP
+    below_need: BelowNeed = BelowNeed.WITHDRAW
+    min_up: int = 1
+    standby: Standby = Standby.REPLACE
+    sorry: Sorry | None = None
+    slow_start_s: float = 0.0
+    damping: Damping | None = Damping()
 
 
 @dataclass(frozen=True, slots=True)

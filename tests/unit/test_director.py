@@ -1,73 +1,34 @@
-"""The director: events in, wanted states and log lines out, against a plain restatement of the rules."""
+"""The director: events in, wanted states and log lines out."""
 
 from __future__ import annotations
 
-import copy
+import sys
 from dataclasses import replace
 from ipaddress import IPv4Address
+from types import FrameType
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from vc5py.core import director, health
-from vc5py.core.director import Action, Install, Pace, Probed, State, Tick, Transition
-from vc5py.model import (
-    BackendId,
-    Check,
-    CheckType,
-    Config,
-    IPAddress,
-    Protocol,
-    Real,
-    Service,
-    VirtualServiceId,
+from tests.unit.directing import (
+    REALS,
+    TCP,
+    VIP1,
+    VIP2,
+    VIP3,
+    WEB,
+    backend,
+    backends,
+    bad,
+    feed,
+    good,
+    service,
+    start,
+    ups,
 )
-
-VIP1, VIP2 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
-REALS = tuple(Real(IPv4Address("10.0.0.1") + n) for n in range(3))
-TCP = Check("tcp check", CheckType.TCP, 80, rise=2, fall=3)
-WEB = Check("web check", CheckType.HTTP, 80, rise=1, fall=1)
-
-
-def service(
-    name: str = "web",
-    *,
-    vips: tuple[IPAddress, ...] = (VIP1,),
-    reals: int = 2,
-    need: int = 1,
-    checks: tuple[Check, ...] = (TCP,),
-) -> Service:
-    return Service(name, "", vips, (80, 443), (Protocol.TCP, Protocol.UDP), REALS[:reals], need, checks)
-
-
-def start(*services: Service, up: bool = False, learn_s: float = 0.0, now: float = 0.0) -> State:
-    return director.start(Config(services, learn_s), lambda _: up, now)
-
-
-def backend(n: int, name: str = "web", vip: IPAddress = VIP1) -> BackendId:
-    return BackendId(name, vip, REALS[n].address)
-
-
-def feed(state: State, *events: director.Event, now: float = 1.0) -> tuple[State, list[Action]]:
-    actions: list[Action] = []
-    for event in events:
-        state, more = director.step(state, event, now)
-        actions += more
-    return state, actions
-
-
-def good(n: int, check: Check = TCP, **which: object) -> Probed:
-    return Probed(backend(n, **which), check, True, "ok")  # type: ignore[arg-type]
-
-
-def bad(n: int, check: Check = TCP, **which: object) -> Probed:
-    return Probed(backend(n, **which), check, False, "refused")  # type: ignore[arg-type]
-
-
-def ups(state: State) -> dict[BackendId, bool]:
-    return {b.id: b.up for s in state.desired.services for b in s.backends}
-
+from vc5py.core import director
+from vc5py.core.director import Install, Pace, Probed, State, Tick, Transition
+from vc5py.core.health import HealthState
+from vc5py.model import AdminState, BackendId, Check, CheckType, Protocol, Real, Service, VirtualServiceId
 
 # The start
 
@@ -93,8 +54,14 @@ def test_targets_are_every_backend_with_every_check() -> None:
     ]
 
 
+def test_a_check_that_is_there_twice_counts_once() -> None:
+    state = start(service(reals=1, checks=(WEB, replace(WEB))))
+    assert list(state.targets()) == [(backend(0), WEB)]
+    assert ups(feed(state, good(0, WEB))[0]) == {backend(0): True}
+
+
 def test_what_an_earlier_run_left_up_is_announced_at_once() -> None:
-    state = director.start(Config((service(),), learn_s=60), lambda b: b == backend(1), now=5.0)
+    state = start(service(), up={1}, learn_s=60, now=5.0)
     assert ups(state) == {backend(0): False, backend(1): True}
     assert state.desired.announce == {VIP1}
 
@@ -107,10 +74,19 @@ def test_service_without_checks_is_up_but_a_fresh_node_listens_first() -> None:
     state, actions = feed(state, Tick(), now=110.0)
     assert state.desired.announce == {VIP1}
     assert actions == [
-        Transition("vip", str(VIP1), "announced", "by the health of its services"),
+        Transition("vip", str(VIP1), "announced", "by the health of its services", 10.0),
         Install(state.desired),
     ]
-    assert feed(state, Tick(), now=111.0) == (state, [])
+    assert feed(state, Tick(), now=111.0)[0] is state
+
+
+def test_knows_the_reals_of_the_configuration() -> None:
+    state = start(service("a", reals=1), service("b", reals=2, vips=(VIP2,)))
+    assert state.knows(REALS[1].address)
+    assert state.knows(REALS[1].address, "b")
+    assert not state.knows(REALS[1].address, "a")
+    assert not state.knows(REALS[2].address)
+    assert not state.knows(REALS[0].address, "c")
 
 
 # Steps
@@ -121,9 +97,9 @@ def test_backend_comes_up_by_rise_and_is_installed() -> None:
     assert actions == [Pace(backend(0), TCP, True)]
     state, actions = feed(state, good(0))
     assert ups(state) == {backend(0): True, backend(1): False}
-    assert state.desired.services[0].backends[0].weight == 1
+    assert backends(state)[0].weight == 1
     assert actions == [
-        Transition("backend", str(backend(0)), "up", "tcp check: ok"),
+        Transition("backend", str(backend(0)), "up", "tcp check: ok", 1.0),
         Pace(backend(0), TCP, False),
         Install(state.desired),
     ]
@@ -135,10 +111,10 @@ def test_enough_backends_make_the_service_healthy_and_announce_the_vip() -> None
     state, actions = feed(state, good(1))
     assert state.desired.announce == {VIP1}
     assert actions == [
-        Transition("backend", str(backend(1)), "up", "tcp check: ok"),
+        Transition("backend", str(backend(1)), "up", "tcp check: ok", 1.0),
         Pace(backend(1), TCP, False),
-        Transition("service", f"web@{VIP1}", "healthy", "2 of 2 up, 2 needed"),
-        Transition("vip", str(VIP1), "announced", "by the health of its services"),
+        Transition("service", f"web@{VIP1}", "healthy", "2 of 2 up, 2 needed", 1.0),
+        Transition("vip", str(VIP1), "announced", "by the health of its services", 1.0),
         Install(state.desired),
     ]
 
@@ -146,16 +122,24 @@ def test_enough_backends_make_the_service_healthy_and_announce_the_vip() -> None
 def test_backend_goes_down_by_fall_and_the_vip_with_the_last_needed_one() -> None:
     state, actions = feed(start(service(need=2), up=True), bad(0), bad(0), good(0), bad(0), bad(0))
     assert actions == [Pace(backend(0), TCP, fast) for fast in (True, False, True)]
-    state, actions = feed(state, bad(0))
+    state, actions = feed(state, bad(0), now=7.5)
     assert ups(state) == {backend(0): False, backend(1): True}
     assert state.desired.announce == frozenset()
     assert actions == [
-        Transition("backend", str(backend(0)), "down", "tcp check: refused"),
+        Transition("backend", str(backend(0)), "down", "tcp check: refused", 7.5),
         Pace(backend(0), TCP, False),
-        Transition("service", f"web@{VIP1}", "unhealthy", "1 of 2 up, 2 needed"),
-        Transition("vip", str(VIP1), "withdrawn", "by the health of its services"),
+        Transition("service", f"web@{VIP1}", "unhealthy", "1 of 2 up, 2 needed", 7.5),
+        Transition("vip", str(VIP1), "withdrawn", "by the health of its services", 7.5),
         Install(state.desired),
     ]
+
+
+def test_a_transition_says_how_long_the_state_before_lasted() -> None:
+    state, _ = feed(start(service(reals=1, checks=(WEB,))), good(0, WEB), now=3.0)
+    state, actions = feed(state, bad(0, WEB), now=10.0)
+    assert [a.after_s for a in actions if isinstance(a, Transition)] == [7.0, 7.0, 7.0]
+    state, actions = feed(state, good(0, WEB), now=10.5)
+    assert [a.after_s for a in actions if isinstance(a, Transition)] == [0.5, 0.5, 0.5]
 
 
 def test_backend_is_up_only_while_all_of_its_checks_are() -> None:
@@ -164,8 +148,20 @@ def test_backend_is_up_only_while_all_of_its_checks_are() -> None:
     assert ups(state) == {backend(0): False}
     state, actions = feed(state, good(0, WEB))
     assert ups(state) == {backend(0): True}
-    assert actions[0] == Transition("backend", str(backend(0)), "up", "web check: ok")
+    assert actions[0] == Transition("backend", str(backend(0)), "up", "web check: ok", 1.0)
     state, _ = feed(state, bad(0, WEB))
+    assert ups(state) == {backend(0): False}
+
+
+def test_a_check_may_go_by_m_of_n() -> None:
+    check = Check("lossy", CheckType.TCP, 80, rise=9, fall=9, quorum=(2, 3))
+    state, _ = feed(start(service(reals=1, checks=(check,))), good(0, check), bad(0, check))
+    assert ups(state) == {backend(0): False}
+    state, _ = feed(state, good(0, check))
+    assert ups(state) == {backend(0): True}
+    state, _ = feed(state, bad(0, check), good(0, check), good(0, check), bad(0, check))
+    assert ups(state) == {backend(0): True}
+    state, _ = feed(state, bad(0, check))
     assert ups(state) == {backend(0): False}
 
 
@@ -174,6 +170,15 @@ def test_unhealthy_service_withdraws_the_vip_of_its_neighbours_but_no_other() ->
     state, _ = feed(start(*services, up=True), *[bad(0, name="b")] * 3)
     assert state.desired.announce == {VIP2}
     assert ups(state)[backend(0, name="a")]
+
+
+def test_a_vip_comes_back_with_the_last_of_its_services_only() -> None:
+    services = [service(name, reals=1, checks=(WEB,)) for name in "abc"]
+    state, _ = feed(start(*services, up=True), bad(0, WEB, name="a"), bad(0, WEB, name="b"))
+    state, _ = feed(state, good(0, WEB, name="a"))
+    assert state.desired.announce == frozenset()
+    state, _ = feed(state, good(0, WEB, name="b"))
+    assert state.desired.announce == {VIP1}
 
 
 def test_unchanged_health_gives_the_very_same_state() -> None:
@@ -198,96 +203,95 @@ def test_result_of_what_has_gone_changes_nothing(event: Probed) -> None:
     assert director.step(state, event, 1.0) == (state, ())
 
 
-# Any sequence
+# What is shown
 
-SERVICES = (
-    service("a", vips=(VIP1, VIP2), reals=3, need=2, checks=(TCP, WEB)),
-    service("b", vips=(VIP2,), reals=2, need=1, checks=(WEB,)),
-    service("c", vips=(VIP1,), reals=1, need=1, checks=()),
+
+def test_status_tells_all_of_a_backend() -> None:
+    reals = (
+        replace(REALS[0], weight=5),
+        replace(REALS[1], tier=1),
+        replace(REALS[2], admin=AdminState.DRAINING),
+    )
+    state = start(service(reals=reals, checks=(TCP, WEB)), up={0, 1, 2}, now=4.0)
+    state, _ = feed(state, bad(0, TCP), bad(2, WEB), good(2, WEB), bad(1, WEB), now=9.0)
+    first, second, third = state.services[VirtualServiceId("web", VIP1)].statuses
+    assert (first.id, first.health, first.admin) == (backend(0), HealthState.FALLING, AdminState.ENABLED)
+    assert (first.tier, first.serving, first.weight) == (0, True, 5)
+    assert (first.why, first.since) == ("up before this start", 4.0)
+    assert (second.health, second.tier, second.serving, second.weight) == (HealthState.DOWN, 1, False, 0)
+    assert (second.why, second.since) == ("web check: refused", 9.0)
+    assert (third.health, third.admin, third.serving) == (HealthState.UP, AdminState.DRAINING, False)
+    assert not any(status.sorry or status.damped for status in (first, second, third))
+
+
+def test_health_of_several_checks_is_that_of_the_worst() -> None:
+    def shown(state: State) -> HealthState:
+        return state.services[VirtualServiceId("web", VIP1)].statuses[0].health
+
+    state = start(service(reals=1, checks=(TCP, WEB)))
+    assert shown(state) is HealthState.DOWN
+    state, _ = feed(state, good(0, TCP))
+    assert shown(state) is HealthState.DOWN
+    state, _ = feed(state, good(0, WEB))
+    assert shown(state) is HealthState.RISING
+    state, _ = feed(state, good(0, TCP))
+    assert shown(state) is HealthState.UP
+    state, _ = feed(state, bad(0, TCP))
+    assert shown(state) is HealthState.FALLING
+
+
+# What a step costs
+
+
+def many(services: int, reals: int = 3) -> list[Service]:
+    members = tuple(Real(IPv4Address("10.0.0.1") + n) for n in range(reals))
+    first = IPv4Address("192.0.2.0")
+    return [service(f"s{n}", vips=(first + n,), reals=members, checks=(WEB,)) for n in range(services)]
+
+
+def calls(state: State, event: director.Event) -> int:
+    """How many Python functions a step calls."""
+    count = 0
+
+    def note(frame: FrameType, what: str, arg: object) -> None:
+        nonlocal count
+        count += what == "call"
+
+    sys.setprofile(note)
+    try:
+        director.step(state, event, 1.0)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Probed(BackendId("s0", IPv4Address("192.0.2.0"), REALS[0].address), WEB, False),
+        Tick(),
+    ],
 )
-TARGETS = list(start(*SERVICES).targets())
-LEARN_S = 5.0
-
-probes = st.builds(
-    lambda target, ok: Probed(target[0], target[1], ok), st.sampled_from(TARGETS), st.booleans()
-)
-events = st.lists(st.tuples(st.one_of(probes, probes, st.just(Tick())), st.floats(0, 2)), max_size=80)
+def test_a_step_does_not_look_at_other_services(event: director.Event) -> None:
+    few, lots = (start(*many(n), up=True) for n in (2, 200))
+    assert calls(few, event) == calls(lots, event)
 
 
-def says(state: State, now: float, announce_from: float) -> frozenset[IPAddress]:
-    """The VIPs that the rules announce, from nothing but the healths."""
-    bad_vips = set()
-    for virtual in state.services.values():
-        backends = [backend(n, virtual.id.service, virtual.id.vip) for n in range(len(virtual.service.reals))]
-        healthy = [all(virtual.health[b, c].is_up for c in virtual.service.checks) for b in backends]
-        assert ups(state) | dict(zip(backends, healthy, strict=True)) == ups(state)
-        if sum(healthy) < virtual.service.need:
-            bad_vips.add(virtual.id.vip)
-    return frozenset({VIP1, VIP2} - bad_vips) if now >= announce_from else frozenset()
+def test_other_services_stay_the_identical_objects() -> None:
+    state = start(*many(20), up=True)
+    event = Probed(BackendId("s7", IPv4Address("192.0.2.7"), REALS[0].address), WEB, False)
+    after, _ = director.step(state, event, 1.0)
+    pairs = list(zip(state.desired.services, after.desired.services, strict=True))
+    assert [n for n, (old, new) in enumerate(pairs) if old is not new] == [7]
+    old, new = pairs[7]
+    assert [one is other for one, other in zip(old.backends, new.backends, strict=True)] == [
+        False,
+        True,
+        True,
+    ]
 
 
-@given(events, st.frozensets(st.sampled_from([b for b, _ in TARGETS])))
-def test_outcome_is_a_function_of_health_and_time(
-    row: list[tuple[director.Event, float]], was_up: frozenset[BackendId]
-) -> None:
-    now = 1000.0
-    state = director.start(Config(SERVICES[:2], LEARN_S), was_up.__contains__, now)
-    announce_from = now if was_up else now + LEARN_S
-    healths = {target: health.initial(target[0] in was_up) for target in state.targets()}
-    assert state.desired.announce == says(state, now, announce_from)
-    for event, seconds in row:
-        now += seconds
-        if isinstance(event, Probed):
-            target = event.backend, event.check
-            healths[target] = health.step(healths[target], event.ok, event.check.rise, event.check.fall)
-        state, _ = director.step(state, event, now)
-        assert {t: h for v in state.services.values() for t, h in v.health.items()} == healths
-        state, _ = director.step(state, Tick(), now)
-        assert state.desired.announce == says(state, now, announce_from)
-
-
-@given(events)
-def test_actions_tell_every_change_and_nothing_else(row: list[tuple[director.Event, float]]) -> None:
-    """Whoever only listens to the actions knows all that there is to know."""
-    now = 0.0
-    state = start(*SERVICES, learn_s=LEARN_S)
-    installed = state.desired
-    up = {str(b) for b, is_up in ups(state).items() if is_up}
-    announced = set(map(str, state.desired.announce))
-    fast: dict[object, bool] = {}
-    for event, seconds in row:
-        now += seconds
-        state, actions = director.step(state, event, now)
-        for action in actions:
-            match action:
-                case Install(desired):
-                    assert desired != installed
-                    assert action is actions[-1]
-                    installed = desired
-                case Transition("backend", name, new):
-                    assert (name in up) == (new == "down")
-                    up ^= {name}
-                case Transition("vip", name, new):
-                    assert (name in announced) == (new == "withdrawn")
-                    announced ^= {name}
-                case Pace(b, check, is_fast):
-                    assert fast.get((b, check), False) != is_fast
-                    fast[b, check] = is_fast
-        assert installed == state.desired
-        assert up == {str(b) for b, is_up in ups(state).items() if is_up}
-        assert announced == set(map(str, state.desired.announce))
-        for virtual in state.services.values():
-            for target, one in virtual.health.items():
-                assert fast.get(target, False) == one.state.is_changing
-
-
-@given(events)
-def test_step_never_changes_a_state(row: list[tuple[director.Event, float]]) -> None:
-    state = start(*SERVICES, learn_s=LEARN_S)
-    for event, seconds in row:
-        kept = state.services, state.announce_from, state.desired
-        before = {i: (v, dict(v.health)) for i, v in state.services.items()}, copy.deepcopy(state.desired)
-        after, _ = director.step(state, event, seconds)
-        assert (state.services, state.announce_from, state.desired) == kept
-        assert ({i: (v, dict(v.health)) for i, v in state.services.items()}, state.desired) == before
-        state = after
+def test_vips_are_told_in_order() -> None:
+    state, actions = feed(start(service(vips=(VIP3, VIP1, VIP2), checks=()), learn_s=1.0), Tick(), now=1.0)
+    assert [a.name for a in actions if isinstance(a, Transition)] == [str(VIP1), str(VIP2), str(VIP3)]
+    assert state.desired.announce == {VIP1, VIP2, VIP3}

@@ -1,216 +1,293 @@
-"""The director decides: from the configuration, probe results and time to what the world should be.
+"""The director decides: from the configuration, what people say, probe results and time to what the world
+should be.
 
 Pure and the only place where such decisions are made; the data plane and the BGP speaker carry out.
-`step(state, event, now) -> (state, actions)`; a state is never changed, a step copies only the virtual
-service that it touches. Times are seconds of one monotonic clock.
+`step(state, event, now) -> (state, actions)`; a state is never changed, a step looks at the virtual services
+that its event is about and at no other. Times are seconds of one monotonic clock.
 
-A backend is up while all of its checks are. A virtual service is healthy while at least `need` of its
-backends are up. A VIP is announced while every service on it is healthy, and after the first `learn`
-seconds, in which a node that starts afresh only listens.
+A VIP is announced while every service on it serves (see `selection`), and after the first `learn` seconds, in
+which a node that starts afresh only listens. A reload doesn't begin them anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from vc5py.core import health
-from vc5py.core.health import Health
-from vc5py.model import (
-    BackendId,
-    BackendState,
-    Check,
-    Config,
-    Desired,
-    IPAddress,
-    Real,
-    Service,
-    ServiceState,
-    VirtualServiceId,
+from vc5py.core import virtual as virtual_
+from vc5py.core.admin import NO_OVERRIDES, Overrides
+from vc5py.core.events import (
+    Action,
+    AdminChanged,
+    Event,
+    Install,
+    Pace,
+    Probed,
+    Reloaded,
+    Retarget,
+    Tick,
+    Transition,
+    WeightChanged,
 )
+from vc5py.core.virtual import BackendStatus, Target, VirtualService
+from vc5py.model import BackendId, Config, Desired, IPAddress, VirtualServiceId
 
-Target = tuple[BackendId, Check]
-
-
-@dataclass(frozen=True, slots=True)
-class VirtualService:
-    """One service on one VIP, with the health of every (backend, check) of it."""
-
-    id: VirtualServiceId
-    service: Service
-    health: Mapping[Target, Health]
-    state: ServiceState
-
-    @property
-    def up_count(self) -> int:
-        return sum(backend.up for backend in self.state.backends)
-
-    @property
-    def healthy(self) -> bool:
-        return self.up_count >= self.service.need
+__all__ = [
+    "Action",
+    "AdminChanged",
+    "BackendStatus",
+    "Event",
+    "Install",
+    "Pace",
+    "Probed",
+    "Reloaded",
+    "Retarget",
+    "State",
+    "Target",
+    "Tick",
+    "Transition",
+    "VirtualService",
+    "WeightChanged",
+    "start",
+    "step",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything the director knows. `desired` is what the edges should have made true by now."""
+    """Everything the director knows. `desired` is what the edges should have made true by now.
 
-    services: Mapping[VirtualServiceId, VirtualService]
+    `failing`: by VIP, how many services on it don't serve. `ready`: the VIPs on which all do. `vip_since`:
+    when a VIP was last announced or withdrawn. `wakes`: the virtual services that time alone will change.
+    """
+
+    config: Config
+    overrides: Overrides
+    services: MappingProxyType[VirtualServiceId, VirtualService]
     announce_from: float
     desired: Desired
+    failing: MappingProxyType[IPAddress, int]
+    ready: frozenset[IPAddress]
+    vip_since: MappingProxyType[IPAddress, float]
+    wakes: MappingProxyType[VirtualServiceId, float]
 
     def targets(self) -> Iterator[Target]:
         """Everything that is to be probed."""
         for virtual in self.services.values():
-            yield from virtual.health
+            yield from virtual.targets()
+
+    def knows(self, real: IPAddress, service: str | None = None) -> bool:
+        """Whether the configuration has this real, in that service if one is given."""
+        return any(
+            real in virtual.positions
+            for id_, virtual in self.services.items()
+            if service is None or id_.service == service
+        )
 
 
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """A probe has ended; `why` tells a person how."""
-
-    backend: BackendId
-    check: Check
-    ok: bool
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Probed | Tick
-
-
-# Actions
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    """Make the data plane equal to this, then the routes."""
-
-    desired: Desired
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Probe faster while a state is changing, and at the usual interval again afterwards."""
-
-    backend: BackendId
-    check: Check
-    fast: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """Something worth one line in the log: `what` (backend, service, vip), which, its state, and why."""
-
-    what: str
-    name: str
-    state: str
-    why: str
-
-
-Action = Install | Pace | Transition
-
-
-def start(config: Config, was_up: Callable[[BackendId], bool], now: float) -> State:
+def start(
+    config: Config,
+    was_up: Callable[[BackendId], bool],
+    now: float,
+    overrides: Overrides = NO_OVERRIDES,
+) -> State:
     """The state to begin with. What an earlier run left up is taken to be up until probes say otherwise,
     and a node that takes over its own running data plane has nothing to learn first.
     """
-    services = {}
     adopted = False
-    for service in config.services:
-        for vip in service.vips:
-            virtual = _first_look(service, vip, was_up)
-            services[virtual.id] = virtual
-            adopted = adopted or any(was_up(b.id) for b in virtual.state.backends)
+
+    def noted(backend: BackendId) -> bool:
+        nonlocal adopted
+        up = was_up(backend)
+        adopted = adopted or up
+        return up
+
+    services = [
+        virtual_.build(service, vip, overrides, now, noted)
+        for service in config.services
+        for vip in service.vips
+    ]
     announce_from = now if adopted else now + config.learn_s
-    return _decided(State(MappingProxyType(services), announce_from, Desired()), now)
+    return _assembled(config, overrides, services, announce_from, {}, now)
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, tuple[Action, ...]]:
     """Takes in one event."""
-    if isinstance(event, Tick):
-        return _conclude(state, state, now)
-    return _probed(state, event, now)
-
-
-def _first_look(service: Service, vip: IPAddress, was_up: Callable[[BackendId], bool]) -> VirtualService:
-    id_ = VirtualServiceId(service.name, vip)
-    backends = [BackendId(service.name, vip, real.address) for real in service.reals]
-    healths = {(b, c): health.initial(was_up(b)) for b in backends for c in service.checks}
-    ports = tuple((port, protocol) for port in service.ports for protocol in service.protocols)
-    state = ServiceState(id_, ports, (), service.scheduling, service.unknown)
-    virtual = VirtualService(id_, service, MappingProxyType(healths), state)
-    states = tuple(_backend_state(virtual, real) for real in service.reals)
-    return replace(virtual, state=replace(virtual.state, backends=states))
-
-
-def _backend_state(virtual: VirtualService, real: Real) -> BackendState:
-    backend = BackendId(virtual.id.service, virtual.id.vip, real.address)
-    up = all(virtual.health[backend, check].is_up for check in virtual.service.checks)
-    return BackendState(backend, up, real.weight if up else 0, real.forwarding)
+    match event:
+        case Probed():
+            return _probed(state, event, now)
+        case Tick():
+            return _ticked(state, now)
+        case Reloaded(config):
+            return _reloaded(state, config, now)
+        case AdminChanged(real, service, admin):
+            overrides = state.overrides.with_state(real, service, admin)
+            said = str(admin) if admin is not None else "state=file"
+        case WeightChanged(real, service, weight):
+            overrides = state.overrides.with_weight(real, service, weight)
+            said = f"weight={weight}" if weight is not None else "weight=file"
+    return _administered(state, real, service, overrides, said, now)
 
 
 def _probed(state: State, event: Probed, now: float) -> tuple[State, tuple[Action, ...]]:
     virtual = state.services.get(event.backend.virtual_service)
-    target = (event.backend, event.check)
-    if virtual is None or target not in virtual.health:
-        return state, ()  # of a backend that has gone meanwhile
-    before = virtual.health[target]
-    after = health.step(before, event.ok, event.check.rise, event.check.fall)
-    if after == before:
+    if virtual is None:
+        return state, ()  # of a service that has gone meanwhile
+    changed, actions = virtual_.probed(virtual, event, now)
+    if changed is virtual:
+        return state, tuple(actions)
+    new, more = _concluded(state, _with(state, [changed]), now)
+    return new, (*actions, *more)
+
+
+def _ticked(state: State, now: float) -> tuple[State, tuple[Action, ...]]:
+    due = [id_ for id_, wake in state.wakes.items() if wake <= now]
+    actions: list[Action] = []
+    changed = []
+    for id_ in due:
+        virtual, more = virtual_.settled(state.services[id_], now)
+        changed.append(virtual)
+        actions += more
+    new, rest = _concluded(state, _with(state, changed) if changed else state, now)
+    return new, (*actions, *rest)
+
+
+def _administered(
+    state: State, real: IPAddress, service: str | None, overrides: Overrides, said: str, now: float
+) -> tuple[State, tuple[Action, ...]]:
+    if overrides == state.overrides:
         return state, ()
+    name = f"{service}/{real}" if service is not None else str(real)
+    actions: list[Action] = [Transition("real", name, said, "said at run time")]
+    changed = []
+    for id_, virtual in state.services.items():
+        if service is not None and id_.service != service:
+            continue
+        new, more = virtual_.administered(virtual, real, overrides, now)
+        if new is not virtual:
+            changed.append(new)
+        actions += more
+    after = replace(_with(state, changed) if changed else state, overrides=overrides)
+    after, rest = _concluded(state, after, now)
+    return after, (*actions, *rest)
+
+
+def _reloaded(state: State, config: Config, now: float) -> tuple[State, tuple[Action, ...]]:
+    known = {service.name: service for service in state.config.services}
+    same = {service.name for service in config.services if known.get(service.name) == service}
     actions: list[Action] = []
-    if before.state.is_changing != after.state.is_changing:
-        actions.append(Pace(event.backend, event.check, after.state.is_changing))
-    changed = replace(virtual, health=MappingProxyType({**virtual.health, target: after}))
-    changed, transitions = _with_backend(changed, event)
-    services = MappingProxyType({**state.services, virtual.id: changed})
-    new, more = _conclude(state, replace(state, services=services), now)
-    return new, (*transitions, *actions, *more)
+    services = []
+    for service in config.services:
+        for vip in service.vips:
+            old = state.services.get(VirtualServiceId(service.name, vip))
+            if old is None:
+                services.append(virtual_.build(service, vip, state.overrides, now))
+            elif service.name in same:
+                services.append(old)
+            else:
+                virtual, more = virtual_.reloaded(old, service, state.overrides, now)
+                services.append(virtual)
+                actions += more
+    after = _assembled(config, state.overrides, services, state.announce_from, state.vip_since, now)
+    after, rest = _concluded(state, after, now)
+    return after, (*actions, *rest, *_new_targets(state, after))
 
 
-def _with_backend(virtual: VirtualService, event: Probed) -> tuple[VirtualService, list[Action]]:
-    """Brings the backend of the event up or down where its health says so."""
-    real = next(real for real in virtual.service.reals if real.address == event.backend.real)
-    fresh = _backend_state(virtual, real)
-    if fresh in virtual.state.backends:
-        return virtual, []
-    backends = tuple(fresh if b.id == event.backend else b for b in virtual.state.backends)
-    why = f"{event.check.name}: {event.why}"
-    transition = Transition("backend", str(event.backend), "up" if fresh.up else "down", why)
-    return replace(virtual, state=replace(virtual.state, backends=backends)), [transition]
+def _new_targets(before: State, after: State) -> Sequence[Action]:
+    """Retarget, if there is anything else to be probed, and the pace of what is new and already changing."""
+    pairs = [(before.services.get(i), after.services.get(i)) for i in before.services | after.services]
+    pairs = [(old, new) for old, new in pairs if not virtual_.same_targets(old, new)]
+    gone = {target for old, _ in pairs if old is not None for target in old.targets()}
+    here = {target for _, new in pairs if new is not None for target in new.targets()}
+    if gone == here:
+        return ()
+    changing = [target for _, new in pairs if new is not None for target in new.changing()]
+    return Retarget(), *(
+        Pace(backend, check, True) for backend, check in changing if (backend, check) not in gone
+    )
 
 
-def _decided(state: State, now: float) -> State:
-    services = tuple(virtual.state for virtual in state.services.values())
-    good: set[IPAddress] = set()
-    bad: set[IPAddress] = set()
-    for virtual in state.services.values():
-        (good if virtual.healthy else bad).add(virtual.id.vip)
-    announce = frozenset(good - bad) if now >= state.announce_from else frozenset()
-    return replace(state, desired=Desired(services, announce))
+# From the virtual services to the whole
 
 
-def _conclude(before: State, after: State, now: float) -> tuple[State, tuple[Action, ...]]:
-    """Derives what is desired, and says what has changed since."""
-    new = _decided(after, now)
-    if new.desired == before.desired:
-        return new, ()
-    actions: list[Action] = []
-    for id_, virtual in new.services.items():
-        old = before.services[id_]
-        if old.healthy != virtual.healthy:
-            need = f"{virtual.up_count} of {len(virtual.state.backends)} up, {virtual.service.need} needed"
-            name = "healthy" if virtual.healthy else "unhealthy"
-            actions.append(Transition("service", str(id_), name, need))
-    for vip in sorted(new.desired.announce ^ before.desired.announce, key=str):
-        name = "announced" if vip in new.desired.announce else "withdrawn"
-        actions.append(Transition("vip", str(vip), name, "by the health of its services"))
-    return new, (*actions, Install(new.desired))
+def _assembled(
+    config: Config,
+    overrides: Overrides,
+    services: Sequence[VirtualService],
+    announce_from: float,
+    vip_since: Mapping[IPAddress, float],
+    now: float,
+) -> State:
+    failing = {virtual.id.vip: 0 for virtual in services}
+    for virtual in services:
+        failing[virtual.id.vip] += not virtual.serves
+    ready = frozenset(vip for vip, count in failing.items() if not count)
+    announce = ready if now >= announce_from else frozenset()
+    return State(
+        config,
+        overrides,
+        MappingProxyType({virtual.id: virtual for virtual in services}),
+        announce_from,
+        Desired(tuple([virtual.state for virtual in services]), announce),
+        MappingProxyType(failing),
+        ready,
+        MappingProxyType({vip: vip_since.get(vip, now) for vip in failing}),
+        MappingProxyType({virtual.id: virtual.wake for virtual in services if virtual.wake < float("inf")}),
+    )
+
+
+def _with(state: State, changed: Iterable[VirtualService]) -> State:
+    """The state with some virtual services changed, all that is derived from them included but `desired`'s
+    announcements, which depend on the time.
+    """
+    fresh = {virtual.id: virtual for virtual in changed}
+    old = [state.services[id_] for id_ in fresh]
+    services = MappingProxyType(state.services | fresh)
+    desired = state.desired
+    if any(virtual.state is not fresh[virtual.id].state for virtual in old):
+        desired = replace(desired, services=tuple([virtual.state for virtual in services.values()]))
+    wakes = state.wakes
+    if any(virtual.wake != fresh[virtual.id].wake for virtual in old):
+        merged = wakes | {id_: virtual.wake for id_, virtual in fresh.items()}
+        wakes = MappingProxyType({id_: wake for id_, wake in merged.items() if wake < float("inf")})
+    failing, ready = state.failing, state.ready
+    turned = [fresh[virtual.id] for virtual in old if virtual.serves != fresh[virtual.id].serves]
+    if turned:
+        failing, ready = _turned(failing, ready, turned)
+    return replace(state, services=services, desired=desired, wakes=wakes, failing=failing, ready=ready)
+
+
+def _turned(
+    failing: MappingProxyType[IPAddress, int], ready: frozenset[IPAddress], turned: Iterable[VirtualService]
+) -> tuple[MappingProxyType[IPAddress, int], frozenset[IPAddress]]:
+    """After these virtual services began to serve or ceased to."""
+    counts: dict[IPAddress, int] = {}
+    for virtual in turned:
+        vip = virtual.id.vip
+        counts[vip] = counts.get(vip, failing[vip]) + (-1 if virtual.serves else 1)
+    bad = {vip for vip, count in counts.items() if count}
+    return MappingProxyType(failing | counts), (ready | counts.keys()) - bad
+
+
+def _concluded(before: State, after: State, now: float) -> tuple[State, tuple[Action, ...]]:
+    """Decides what is announced, and says what has changed since."""
+    announce = after.ready if now >= after.announce_from else frozenset()
+    if announce != after.desired.announce:
+        after = replace(after, desired=replace(after.desired, announce=announce))
+    old, new = before.desired, after.desired
+    if old == new:
+        return (after if old is new else replace(after, desired=old)), ()
+    turned = sorted(new.announce ^ old.announce, key=lambda vip: (vip.version, vip))
+    actions: list[Action] = [_vip_change(before, after, vip, now) for vip in turned]
+    if turned:
+        since = after.vip_since | {vip: now for vip in turned if vip in after.vip_since}
+        after = replace(after, vip_since=MappingProxyType(since))
+    return after, (*actions, Install(new))
+
+
+def _vip_change(before: State, after: State, vip: IPAddress, now: float) -> Transition:
+    since = before.vip_since.get(vip)
+    why = "by the health of its services" if vip in after.failing else "no service is on it any more"
+    state = "announced" if vip in after.desired.announce else "withdrawn"
+    return Transition("vip", str(vip), state, why, None if since is None else now - since)
