@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_config import FULL
-from tests.unit.test_config_errors import PORT
-from vc5py.config import load
+from tests.unit.test_config_errors import NAMED_PORT
+from vc5py.config import load, parse
 from vc5py.errors import ConfigError
 
 
 def test_the_file_is_named_as_it_was_given(tmp_path: Path) -> None:
     file = tmp_path / "vc5.yaml"
-    file.write_text(FULL.replace("5001", "http"))
+    file.write_text(FULL.replace("5001", "abc"))
     with pytest.raises(ConfigError) as caught:
         load(file)
-    assert str(caught.value) == f"{file}:17:68: services[1].port: found 'http', expected {PORT}"
+    assert str(caught.value) == f"{file}:17:68: services[1].port: found 'abc', expected {NAMED_PORT}"
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,68 @@ def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
 def test_a_file_that_never_ends() -> None:
     with pytest.raises(ConfigError) as caught:
         load(Path("/dev/zero"))
-    assert str(caught.value) == "/dev/zero: found more than 4194304 bytes, expected a smaller file"
+    assert str(caught.value) == "/dev/zero: found more than 8388608 bytes, expected a smaller file"
 
 
 def test_a_file_cut_within_a_character(tmp_path: Path) -> None:
     file = tmp_path / "large.yaml"
-    file.write_bytes(b"##" + "é".encode() * (2 << 20) + b"\n")
-    with pytest.raises(ConfigError, match="found more than 4194304 bytes"):
+    file.write_bytes(b"##" + "é".encode() * (4 << 20) + b"\n")
+    with pytest.raises(ConfigError, match="found more than 8388608 bytes"):
         load(file)
+
+
+# Files that a configuration names
+
+
+CA = """
+services:
+  - name: a
+    addr: 10.0.0.1
+    port: 443
+    reals: [10.0.1.1]
+    checks: [{name: c, type: https, host: a, verify: true, ca_file: FILE}]
+    sorry: {reals: [10.0.1.2], checks: [{name: c, type: https, host: a, verify: true, ca_file: FILE}]}
+"""
+
+# Self-signed, of no use but to be read.
+CERTIFICATE = """-----BEGIN CERTIFICATE-----
+MIIBdDCCARugAwIBAgIUJjLmmV5gfrhLG2Y0vjzTW4vAz1swCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjExMDQ1NThaGA8yMTI2MTAyODEwNDU1
+OFowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABO2a
+VVDG2AMoUEbHT85mrW/tvaQE8W/Aj78sO3rN+q9kTETo9Vu7wH9yjmiNuLID+Ust
+xD2tqIofT4aPTiqAbvmjUzBRMB0GA1UdDgQWBBTm1kebV9Y+RsbFPejBspO0jeQv
+7TAfBgNVHSMEGDAWgBTm1kebV9Y+RsbFPejBspO0jeQv7TAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0cAMEQCIGIQ/5dAiV/5Qj1UJ9GM++yHFwPZN+cvkw/Z
+n+7ZQsdtAiAkXj706h+t3k7DF/SBf3K1BDJhZFPwl3U4Tu90QoYD0g==
+-----END CERTIFICATE-----
+"""
+
+
+def write(tmp_path: Path, authorities: Path) -> Path:
+    file = tmp_path / "vc5.yaml"
+    file.write_text(CA.replace("FILE", str(authorities)))
+    return file
+
+
+def test_authorities_that_can_be_read(tmp_path: Path) -> None:
+    authorities = tmp_path / "ca.pem"
+    authorities.write_text(CERTIFICATE)
+    assert load(write(tmp_path, authorities)).services[0].checks[0].detail is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file or directory"), ("", "it has none"), ("certificate", "it has none")],
+)
+def test_authorities_that_cannot_be_read(tmp_path: Path, content: str | None, reason: str) -> None:
+    authorities = tmp_path / "ca.pem"
+    if content is not None:
+        authorities.write_text(content)
+    file = write(tmp_path, authorities)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert [str(finding).split(", expected")[1] for finding in caught.value.diagnostics] == [
+        f" a file with certificates in PEM: {reason}"
+    ] * 2
+    assert [(finding.line, finding.column) for finding in caught.value.diagnostics] == [(7, 69), (8, 96)]
+    parse(file.read_text(), "only the text")

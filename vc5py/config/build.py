@@ -5,20 +5,38 @@ Must not know: YAML, places in the file. Invariant: it can't fail; `language` an
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
-from vc5py.config.language import CheckSpec, ConfigSpec, RealItem, RealSpec, RhiSpec, ServiceSpec
+from vc5py.config.language import (
+    DEFAULTS,
+    CheckSpec,
+    ConfigSpec,
+    DampingSpec,
+    DefaultsSpec,
+    RealItem,
+    RealSpec,
+    RhiSpec,
+    ServiceSpec,
+    SorrySpec,
+)
 from vc5py.config.scalars import Fragments
 from vc5py.model import (
     Check,
+    CheckType,
     Config,
+    Damping,
+    DnsQuestion,
     Forwarding,
     ForwardMode,
+    HttpRequest,
     IPNetwork,
     Real,
     RhiConfig,
     Service,
+    Sorry,
     Timeouts,
+    UdpExchange,
     Vlan,
 )
 
@@ -26,12 +44,15 @@ T = TypeVar("T")
 
 _TUNNEL_PORT = {ForwardMode.FOU: 5555, ForwardMode.GUE: 6080}
 
+Level = DefaultsSpec | ServiceSpec | CheckSpec
+"""Where a setting may be; the lowest one that has it counts, and the lowest comes first."""
+
 
 def build(spec: ConfigSpec) -> Config:
     """The model of a validated configuration."""
-    groups = _Groups(spec.reals)
+    builder = _Builder(spec)
     return Config(
-        services=tuple(_service(service, groups) for service in spec.services),
+        services=tuple(builder.service(service) for service in spec.services),
         learn_s=spec.learn,
         multicast=spec.multicast,
         rhi=_rhi(spec.rhi) if spec.rhi else None,
@@ -50,49 +71,102 @@ def _several(value: T | list[T]) -> list[T]:
     return value if isinstance(value, list) else [value]
 
 
-class _Groups:
-    """The groups of reals, each made once for all services with the same settings: there may be thousands."""
+def _lowest(key: str, levels: Sequence[Level]) -> Any:
+    """The setting that counts, or the default; None where there is none."""
+    values = (getattr(level, key) for level in levels)
+    return next((value for value in values if value is not None), DEFAULTS.get(key))
 
-    def __init__(self, items: dict[str, list[RealItem]]) -> None:
-        self._items = items
+
+class _Builder:
+    """Makes services. A group is made once for all services with the same settings: there are many."""
+
+    def __init__(self, spec: ConfigSpec) -> None:
+        self._defaults = spec.defaults
+        self._groups = spec.reals
         self._made: dict[tuple[object, ...], tuple[Real, ...]] = {}
 
-    def of(self, group: str, service: ServiceSpec) -> tuple[Real, ...]:
-        key = (group, service.mode, service.tunnel_port, service.dscp, service.mtu)
-        if key not in self._made:
-            self._made[key] = tuple(_real(item, service) for item in self._items[group])
-        return self._made[key]
+    def service(self, spec: ServiceSpec) -> Service:
+        levels = (spec, self._defaults)
+        ports = _several(spec.port)
+        return Service(
+            name=spec.name,
+            desc=spec.desc,
+            vips=tuple(_several(spec.addr)),
+            ports=tuple(sorted(ports)),
+            protocols=tuple(sorted(_several(spec.protocol), key=lambda protocol: protocol.number)),
+            reals=self._reals(spec, spec),
+            need=_lowest("need", levels),
+            checks=tuple(_check(check, ports[0], levels) for check in spec.checks),
+            scheduling=_lowest("schedule", levels),
+            unknown=_lowest("unknown", levels),
+            below_need=_lowest("below_need", levels),
+            min_up=_lowest("min_up", levels),
+            standby=_lowest("standby", levels),
+            sorry=self._sorry(spec.sorry, spec) if spec.sorry else None,
+            slow_start_s=_lowest("slow_start", levels),
+            damping=_damping(levels),
+        )
+
+    def _sorry(self, spec: SorrySpec, service: ServiceSpec) -> Sorry:
+        checks = [CheckSpec(name="tcp", type=CheckType.TCP)] if spec.checks is None else spec.checks
+        first_port = _several(service.port)[0]
+        return Sorry(
+            self._reals(spec, service),
+            tuple(_check(check, first_port, (service, self._defaults)) for check in checks),
+        )
+
+    def _reals(self, holder: ServiceSpec | SorrySpec, service: ServiceSpec) -> tuple[Real, ...]:
+        levels = (service, self._defaults)
+        mode, tunnel_port, mtu = (_lowest(key, levels) for key in ("mode", "tunnel_port", "mtu"))
+        settings = (mode, tunnel_port, mtu, service.dscp)
+        reals: list[Real] = []
+        for group in _several(holder.real) if holder.real is not None else ():
+            key = (group, *settings)
+            if key not in self._made:
+                self._made[key] = tuple(_list(self._groups[group], settings))
+            reals.extend(self._made[key])
+        reals.extend(_list(holder.reals or [], settings))
+        return tuple(reals)
 
 
-def _service(spec: ServiceSpec, groups: _Groups) -> Service:
-    ports = _several(spec.port)
-    return Service(
-        name=spec.name,
-        desc=spec.desc,
-        vips=tuple(_several(spec.addr)),
-        ports=tuple(sorted(ports)),
-        protocols=tuple(sorted(_several(spec.protocol), key=lambda protocol: protocol.number)),
-        reals=tuple(real for group in _several(spec.real) for real in groups.of(group, spec)),
-        need=spec.need,
-        checks=tuple(_check(check, ports[0]) for check in spec.checks),
-        scheduling=spec.schedule,
-        unknown=spec.unknown,
+def _real(item: RealSpec, mode: ForwardMode, tunnel_port: int | None, mtu: int, dscp: int | None) -> Real:
+    forwarding = _forwarding(
+        item.mode or mode,
+        item.tunnel_port or tunnel_port,
+        item.mtu or mtu,
+        dscp if item.dscp is None else item.dscp,
     )
+    return Real(item.address, item.weight, forwarding, item.tier, item.state)
 
 
-def _real(item: RealItem, service: ServiceSpec) -> Real:
-    if not isinstance(item, RealSpec):
-        item = RealSpec.model_construct(address=item)
-    mode = item.mode or service.mode
-    port = item.tunnel_port or service.tunnel_port or _TUNNEL_PORT.get(mode, 0)
-    dscp = item.dscp if item.dscp is not None else service.dscp
-    forwarding = Forwarding(
+def _forwarding(mode: ForwardMode, tunnel_port: int | None, mtu: int, dscp: int | None) -> Forwarding:
+    """The mode with only those parameters that it has."""
+    return Forwarding(
         mode,
-        port=port if mode in _TUNNEL_PORT else 0,
+        port=tunnel_port or _TUNNEL_PORT[mode] if mode in _TUNNEL_PORT else 0,
         dscp=dscp or 0 if mode is ForwardMode.DSCP else 0,
-        mtu=item.mtu or service.mtu,
+        mtu=mtu,
     )
-    return Real(item.address, item.weight, forwarding)
+
+
+def _list(items: list[RealItem], settings: tuple[ForwardMode, int | None, int, int | None]) -> Iterator[Real]:
+    usual = _forwarding(*settings)
+    for item in items:
+        yield _real(item, *settings) if isinstance(item, RealSpec) else Real(item, forwarding=usual)
+
+
+def _damping(levels: Sequence[ServiceSpec | DefaultsSpec]) -> Damping | None:
+    """Keys that a service's damping leaves out are as in the defaults', where that isn't off."""
+    given = [level.damping for level in levels if level.damping is not None]
+    if given and given[0] == "off":
+        return None
+    specs = [spec for spec in given if isinstance(spec, DampingSpec)]
+
+    def lowest(key: str) -> float:
+        values = (getattr(spec, key) for spec in specs)
+        return float(next((value for value in values if value is not None), DEFAULTS[key]))
+
+    return Damping(lowest("suppress"), lowest("reuse"), lowest("half_life"), lowest("longest"))
 
 
 def _vlans(spec: ConfigSpec) -> tuple[Vlan, ...]:
@@ -103,19 +177,46 @@ def _vlans(spec: ConfigSpec) -> tuple[Vlan, ...]:
     return tuple(vlans)
 
 
-def _check(spec: CheckSpec, first_port: int) -> Check:
+def _check(spec: CheckSpec, first_port: int, above: tuple[ServiceSpec, DefaultsSpec]) -> Check:
+    levels = (spec, *above)
+    # Of a level that says how to judge, what is above it doesn't count.
+    judge = next((level for level in levels if level.quorum or level.rise or level.fall), None)
     return Check(
         name=spec.name,
         type=spec.type,
         port=spec.port or first_port,
+        detail=_detail(spec),
+        interval_s=_lowest("interval", levels),
+        timeout_s=_lowest("timeout", levels),
+        rise=_lowest("rise", levels),
+        fall=_lowest("fall", levels),
+        quorum=judge.quorum if judge else None,
+    )
+
+
+def _detail(spec: CheckSpec) -> HttpRequest | DnsQuestion | UdpExchange | None:
+    if spec.type in (CheckType.HTTP, CheckType.HTTPS):
+        return _http(spec)
+    if spec.type is CheckType.DNS:
+        return DnsQuestion(spec.question, spec.record, spec.transport, spec.answer, spec.rcode)
+    if spec.type is CheckType.UDP:
+        payload = spec.payload if spec.payload is not None else spec.payload_hex
+        return UdpExchange(payload or b"", spec.reply if spec.reply is not None else spec.reply_hex)
+    return None
+
+
+def _http(spec: CheckSpec) -> HttpRequest:
+    accepted = spec.expect if isinstance(spec.expect, list) else [spec.expect]
+    return HttpRequest(
         path=spec.path,
         host=spec.host,
         method=spec.method,
-        expect=frozenset(_several(spec.expect)),
-        interval_s=spec.interval,
-        timeout_s=spec.timeout,
-        rise=spec.rise,
-        fall=spec.fall,
+        headers=tuple(spec.headers.items()),
+        expect=frozenset().union(*accepted),
+        body=spec.body,
+        body_regex=spec.body_regex,
+        verify=spec.verify,
+        ca_file=spec.ca_file,
     )
 
 

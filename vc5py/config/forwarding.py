@@ -22,6 +22,7 @@ _OUTER_HEADER = {4: 20, 6: 40}
 _LEAST_MTU = {4: 576, 6: 1280}
 
 _SETTINGS = ("mode", "tunnel_port", "dscp", "mtu")
+_DEFAULTS = ("defaults",)
 _USERS = {
     "tunnel_port": ((ForwardMode.FOU, ForwardMode.GUE), "mode fou or gue"),
     "dscp": ((ForwardMode.DSCP,), "mode dscp"),
@@ -30,14 +31,14 @@ _USERS = {
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """A service with its VIPs, and its reals, each with the service's item that names its group.
+    """A service with its VIPs, and its reals, each with the service's item that names its group, if any does.
 
     `complete`: these are all of its reals.
     """
 
     path: Path
     vips: list[Place]
-    members: list[tuple[Place, Place]]
+    members: list[tuple[Place | None, Place]]
     complete: bool
 
 
@@ -52,6 +53,7 @@ class _Checker:
         self._settings: dict[Path, dict[str, Place]] = {}
         self._said: set[tuple[Path, str]] = set()
         self._least_mtu: dict[Path, tuple[int, str]] = {}
+        self._modes: dict[tuple[Path, Path], ForwardMode | None] = {}
         self._used: set[Path] = set()
         self._in_use: set[Path] = set()
 
@@ -68,11 +70,13 @@ class _Checker:
         self._unused_parameters(services)
         self._unknown_alike(services)
 
-    def _real(self, service: Ways, versions: set[int], group: Place, real: Place) -> None:
-        owner = self._item(real)
-        self._in_use.add(owner)
-        mode = self._mode(owner, service.path)
-        self._note_used(mode, owner, service.path)
+    def _real(self, service: Ways, versions: set[int], group: Place | None, real: Place) -> None:
+        owner = self._owner(service.path, real)
+        if (owner, service.path) not in self._modes:
+            self._in_use.add(owner)
+            mode = self._modes[owner, service.path] = self._mode(owner, service.path)
+            self._note_used(mode, owner, service.path)
+        mode = self._modes[owner, service.path]
         if mode is None:
             return
         if mode is ForwardMode.DSCP:
@@ -81,12 +85,12 @@ class _Checker:
             self._mtu(service.path, versions, mode, real)
 
     @staticmethod
-    def _item(real: Place) -> Path:
-        """The group's item that an address belongs to."""
-        return real.path[:3]
+    def _owner(service: Path, real: Place) -> Path:
+        """Who may say something of this real alone: its item, or the service where that is an address."""
+        return real.path[:-1] if real.path[-1] == "address" else service
 
     def _settings_of(self, owner: Path) -> dict[str, Place]:
-        """What a service, or a group's item, says of the way; a value with a finding is None."""
+        """What a service, an item or `defaults` says of the way; a value with a finding is None."""
         if owner not in self._settings:
             node = self._view.node(owner)
             there = [key for key in _SETTINGS if key in node] if isinstance(node, dict) else []
@@ -96,8 +100,8 @@ class _Checker:
         return self._settings[owner]
 
     def _setting(self, key: str, *owners: Path) -> Place | None:
-        """What holds: the first owner's setting that is there."""
-        for owner in owners:
+        """What holds: the first owner's setting that is there, or else that in `defaults`."""
+        for owner in (*owners, _DEFAULTS):
             setting = self._settings_of(owner).get(key)
             if setting is not None:
                 return setting
@@ -115,23 +119,24 @@ class _Checker:
             if setting is not None and (mode is None or mode in modes):
                 self._used.add(setting.path)
 
-    def _dscp(self, service: Ways, group: Place, real: Place) -> None:
-        owner = self._item(real)
+    def _dscp(self, service: Ways, group: Place | None, real: Place) -> None:
+        owner = self._owner(service.path, real)
         if self._setting("dscp", owner, service.path) is None:
-            where = self._setting("mode", owner, service.path)
-            assert where is not None  # dscp isn't the default
-            self._add(where.path, "found dscp without a key 'dscp', expected one beside it (0 to 63)")
+            mode = self._setting("mode", owner, service.path)
+            assert mode is not None  # dscp isn't the default
+            self._add(mode.path, "found dscp without a key 'dscp', expected one beside it (0 to 63)")
         version = parsed_address(real.value).version
         for vip in service.vips:
             if parsed_address(vip.value).version != version:
+                where = f" in group {shown(group.value)}" if group else ""
                 self._add(
-                    group.path,
-                    f"found {real.value} in group {shown(group.value)} for the VIP {vip.value},"
+                    (group or real).path,
+                    f"found {real.value}{where} for the VIP {vip.value},"
                     " expected one of its IP version: mode dscp changes the address",
                 )
 
     def _mtu(self, service: Path, versions: set[int], mode: ForwardMode, real: Place) -> None:
-        setting = self._setting("mtu", self._item(real), service)
+        setting = self._setting("mtu", self._owner(service, real), service)
         if setting is None or setting.value is None:
             return
         around = _OUTER_HEADER[parsed_address(real.value).version] + _OVERHEAD[mode]
@@ -159,7 +164,7 @@ class _Checker:
             return
         for owner in self._in_use:
             for key, (_, modes) in _USERS.items():
-                setting = self._setting(key, owner)
+                setting = self._settings_of(owner).get(key)
                 if setting is not None and setting.value is not None and setting.path not in self._used:
                     self._view.add_at_key(setting.path, f"found where nothing has {modes}, expected with it")
 
@@ -168,9 +173,10 @@ class _Checker:
         first: dict[Any, tuple[Path, Any]] = {}
         for service in services:
             path = (*service.path, "unknown")
-            if self._view.spoilt(path):
+            default = (*_DEFAULTS, "unknown")
+            if self._view.spoilt(path) or self._view.spoilt(default):
                 continue
-            value = self._view.node(path) or "drop"
+            value = self._view.node(path) or self._view.node(default) or "drop"
             for vip in service.vips:
                 earlier, other = first.setdefault(parsed_address(vip.value), (service.path, value))
                 if other != value:

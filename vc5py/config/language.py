@@ -9,16 +9,39 @@ hence a description on every key. Validation is strict: no value is converted to
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from inspect import get_annotations
 from ipaddress import ip_address
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic.fields import FieldInfo
 
+from vc5py.config.check_scalars import (
+    Answer,
+    BodyPattern,
+    BodyText,
+    CaFile,
+    CheckTypeName,
+    HeaderName,
+    HeaderValue,
+    HexPayload,
+    Method,
+    Payload,
+    Question,
+    Quorum,
+    Rcode,
+    Record,
+    Status,
+    Transport,
+    UrlHost,
+    UrlPath,
+)
 from vc5py.config.report import WHOLE_FILE, Node, Path, Report, about, mismatch
 from vc5py.config.scalars import (
     EXPECTED,
     AsNumber,
-    CheckTypeName,
+    BelowNeedName,
     Count,
     Description,
     Dscp,
@@ -30,24 +53,28 @@ from vc5py.config.scalars import (
     FragmentsName,
     HostAddress,
     LocalAddress,
-    Method,
+    LongTime,
     ModeName,
     Mtu,
     Multicast,
     Name,
+    NamedPort,
     Need,
     NonEmpty,
+    Off,
     OneOrMore,
     Optionally,
+    Penalty,
     Port,
     Prefix,
     ProbeTime,
     ProtocolName,
     SchedulingName,
-    Status,
+    StandbyName,
+    StateName,
+    Tier,
+    TrueOrFalse,
     UnknownName,
-    UrlHost,
-    UrlPath,
     VlanKey,
     Weight,
 )
@@ -56,20 +83,26 @@ from vc5py.model import (
     Check,
     CheckType,
     Config,
+    Damping,
+    DnsQuestion,
+    HttpRequest,
     Protocol,
     Real,
     RhiConfig,
-    Scheduling,
+    Service,
     Timeouts,
-    Unknown,
 )
 
 # The defaults are those of the model.
 _CONFIG = Config(services=())
 _CHECK = Check(name="", type=CheckType.TCP, port=1)
+_HTTP = HttpRequest()
+_DNS = DnsQuestion()
 _RHI = RhiConfig(as_number=1, peers=())
 _REAL = Real(ip_address("0.0.0.0"))
 _FORWARDING = _REAL.forwarding
+_SERVICE = Service("", "", (), (), (), (), need=1, checks=())
+_DAMPING = Damping()
 _TIMEOUTS = Timeouts()
 
 
@@ -77,69 +110,144 @@ class _Mapping(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class CheckSpec(_Mapping):
+class _Probing(_Mapping):
+    """How often to probe and how to judge the results; what is left out is as in the level above."""
+
+    interval: Optionally[ProbeTime] = Field(None, description="Seconds between probes.")
+    timeout: Optionally[ProbeTime] = Field(
+        None, description="Seconds until a probe without an end has failed."
+    )
+    rise: Optionally[Count] = Field(None, description="Successes in a row that bring a real up.")
+    fall: Optionally[Count] = Field(None, description="Failures in a row that take a real down.")
+    quorum: Optionally[Quorum] = Field(
+        None,
+        alias="pass",
+        description="In place of `rise` and `fall`: up while so many of the last probes pass (`3 of 5`).",
+    )
+
+
+class DampingSpec(_Mapping):
+    """When a real that flaps is kept out. Every time it goes down costs a point, and points decay."""
+
+    suppress: Optionally[Penalty] = Field(None, description="Kept out from so many points on.")
+    reuse: Optionally[Penalty] = Field(None, description="Let in again when they have fallen to so many.")
+    half_life: Optionally[LongTime] = Field(None, description="Seconds in which points halve.")
+    longest: Optionally[LongTime] = Field(None, description="Kept out for so many seconds at most.")
+
+
+DampingItem = Annotated[
+    Annotated[Off, Tag("<off>")] | Annotated[DampingSpec, Tag("<mapping>")],
+    Discriminator(lambda value: "<mapping>" if isinstance(value, dict) else "<off>"),
+]
+
+
+class _Serving(_Probing):
+    """How a service is served; what is left out is as in the level above."""
+
+    mode: Optionally[ModeName] = Field(
+        None, description="How packets get to the reals: l2, ipip, gre, fou, gue or dscp."
+    )
+    tunnel_port: Optionally[Port] = Field(None, description="UDP port of the tunnel (fou, gue).")
+    mtu: Optionally[Mtu] = Field(
+        None, description="The largest packet that gets to the reals, outer headers included."
+    )
+    schedule: Optionally[SchedulingName] = Field(
+        None, description="How a new flow gets its real: maglev, sticky or least-conns."
+    )
+    unknown: Optionally[UnknownName] = Field(
+        None,
+        description="Packets for a VIP that are for no service of it: drop them, or pass them to the host.",
+    )
+    need: Optionally[Need] = Field(
+        None, description="The service is healthy while at least so many reals are."
+    )
+    below_need: Optionally[BelowNeedName] = Field(
+        None,
+        description="With fewer healthy reals than `need`: withdraw the VIPs, or serve with what is left.",
+    )
+    min_up: Optionally[Need] = Field(
+        None, description="The next tier of reals stands in when fewer of those before it are healthy."
+    )
+    standby: Optionally[StandbyName] = Field(
+        None, description="How the next tier stands in: replace the tiers before it, or join them."
+    )
+    slow_start: Optionally[Duration] = Field(
+        None, description="Seconds in which the share of a real that came up grows to its weight."
+    )
+    damping: Optionally[DampingItem] = Field(
+        None, description="When a real that flaps is kept out: a mapping, or off."
+    )
+
+
+class DefaultsSpec(_Serving):
+    """What holds for all services, and their checks, that don't say otherwise."""
+
+
+class CheckSpec(_Probing):
     """A check: how to find out whether a real serves the VIP. A healthy real passes all of its service."""
 
     name: Name = Field(description="Names the check in logs and metrics; unique in its service.")
-    type: CheckTypeName = Field(description="What is probed: an HTTP(S) request, or only a TCP connection.")
-    port: Optionally[Port] = Field(None, description="Port to probe. Default: the service's first port.")
-    path: UrlPath = Field(_CHECK.path, description="Path and query to request (http, https).")
+    type: CheckTypeName = Field(
+        description="What is probed: an HTTP(S) response, a TCP connection, the answer to a SYN or a DNS"
+        " question, or a UDP reply."
+    )
+    port: Optionally[NamedPort] = Field(
+        None, description="Port to probe, or its name. Default: the service's first port."
+    )
+    path: UrlPath = Field(_HTTP.path, description="Path and query to request (http, https).")
     host: Optionally[UrlHost] = Field(
         None, description="Host header, and server name in TLS (http, https). Default: the VIP."
     )
-    method: Method = Field(_CHECK.method, description="Method of the request (http, https).")
+    method: Method = Field(_HTTP.method, description="Method of the request (http, https).")
+    headers: dict[HeaderName, HeaderValue] = Field(
+        {}, description="Further headers of the request (http, https)."
+    )
     expect: OneOrMore[Status] = Field(
-        sorted(_CHECK.expect), description="Accepted status code, or a list of them (http, https)."
+        [frozenset({code}) for code in sorted(_HTTP.expect)],
+        description="Accepted status code, range such as 200-299, a list of them, or any (http, https).",
     )
-    interval: ProbeTime = Field(_CHECK.interval_s, description="Seconds between probes.")
-    timeout: ProbeTime = Field(
-        _CHECK.timeout_s, description="Seconds until a probe without an end has failed."
+    body: Optionally[BodyText] = Field(
+        None, description="Text that the body has to contain (http, https). Default: none."
     )
-    rise: Count = Field(_CHECK.rise, description="Successes in a row that bring a real up.")
-    fall: Count = Field(_CHECK.fall, description="Failures in a row that take a real down.")
-
-
-class ServiceSpec(_Mapping):
-    """A service: the VIPs, ports and protocols that clients connect to, and the reals that answer."""
-
-    name: Name = Field(description="Names the service in logs, metrics and the console; unique.")
-    desc: Description = Field("", description="Free text for people.")
-    addr: OneOrMore[ForwardedAddress] = Field(description="The VIP, or a list of VIPs.")
-    port: OneOrMore[Port] = Field(description="The port, or a list of ports.")
-    protocol: OneOrMore[ProtocolName] = Field(
-        Protocol.TCP, description="The transport protocol (tcp, udp), or a list of both."
+    body_regex: Optionally[BodyPattern] = Field(
+        None, description="Pattern that the body has to match somewhere (http, https). Default: none."
     )
-    real: OneOrMore[Name] = Field(description="The group of reals that serve it, or a list of groups.")
-    need: Need = Field(1, description="The service is healthy while at least so many reals are.")
-    checks: list[CheckSpec] = Field(
-        description="The checks of its reals. An empty list means: take every real as healthy, unchecked."
+    verify: TrueOrFalse = Field(
+        _HTTP.verify, description="Whether the certificate must be good for the host (https)."
     )
-    mode: ModeName = Field(
-        _FORWARDING.mode, description="How packets get to its reals: l2, ipip, gre, fou, gue or dscp."
+    ca_file: Optionally[CaFile] = Field(
+        None, description="Authorities to verify by, a PEM file (https). Default: the system's."
     )
-    tunnel_port: Optionally[Port] = Field(
-        None, description="UDP port of the tunnel (fou, gue). Default: 5555 for fou, 6080 for gue."
+    question: Question = Field(_DNS.name, description="The name to ask for (dns).")
+    record: Record = Field(_DNS.record, description="The type of record to ask for (dns).")
+    transport: Transport = Field(_DNS.transport, description="Ask by udp or tcp (dns).")
+    answer: Optionally[Answer] = Field(
+        None, description="What one of the answers must be (dns). Default: anything, or nothing."
     )
-    dscp: Optionally[Dscp] = Field(
-        None, description="The DSCP that tells the reals which VIP it was; mode dscp requires it."
+    rcode: Rcode = Field(_DNS.rcode, description="The response code, by name in lower case (dns).")
+    payload: Optionally[Payload] = Field(
+        None, description="Text of the datagram to send (udp). Default: an empty datagram."
     )
-    mtu: Mtu = Field(
-        _FORWARDING.mtu, description="The largest packet that gets to the reals, outer headers included."
+    payload_hex: Optionally[HexPayload] = Field(
+        None, description="The same in hexadecimal digits, in place of `payload` (udp). Default: none."
     )
-    schedule: SchedulingName = Field(
-        Scheduling.MAGLEV, description="How a new flow gets its real: maglev, sticky or least-conns."
+    reply: Optionally[Payload] = Field(
+        None, description="What the reply must begin with (udp). Default: any reply is good."
     )
-    unknown: UnknownName = Field(
-        Unknown.DROP,
-        description="Packets for a VIP that are for no service of it: drop them, or pass them to the host.",
+    reply_hex: Optionally[HexPayload] = Field(
+        None, description="The same in hexadecimal digits, in place of `reply` (udp). Default: none."
     )
 
 
 class RealSpec(_Mapping):
-    """A real that is not quite like the others of its group; what is left out is as in the service."""
+    """A real that is not quite like the others of its list; what is left out is as in the service."""
 
     address: ForwardedAddress = Field(description="Address of the real.")
     weight: Weight = Field(_REAL.weight, description="Its share of new flows; 0: none.")
+    tier: Tier = Field(_REAL.tier, description="0 serves, a higher one stands by for those before it.")
+    state: StateName = Field(
+        _REAL.admin, description="enabled, draining (no new flows) or disabled (no packets)."
+    )
     mode: Optionally[ModeName] = Field(None, description="How packets get there. Default: as in the service.")
     tunnel_port: Optionally[Port] = Field(
         None, description="UDP port of the tunnel (fou, gue). Default: as in the service."
@@ -154,6 +262,48 @@ RealItem = Annotated[
     Annotated[ForwardedAddress, Tag("<address>")] | Annotated[RealSpec, Tag("<mapping>")],
     Discriminator(lambda value: "<mapping>" if isinstance(value, dict) else "<address>"),
 ]
+
+
+class SorrySpec(_Mapping):
+    """Reals that serve while fewer of the service's own than `need` are healthy. They take its settings."""
+
+    real: Optionally[OneOrMore[Name]] = Field(
+        None, description="The group of reals, or a list of groups. Default: `reals` has them."
+    )
+    reals: Optionally[NonEmpty[RealItem]] = Field(
+        None, description="Reals of its own, as in a group. Default: `real` has them."
+    )
+    checks: Optionally[list[CheckSpec]] = Field(
+        None, description="Their checks. Default: one of type tcp, to the service's first port."
+    )
+
+
+class ServiceSpec(_Serving):
+    """A service: the VIPs, ports and protocols that clients connect to, and the reals that answer."""
+
+    name: Name = Field(description="Names the service in logs, metrics and the console; unique.")
+    desc: Description = Field("", description="Free text for people.")
+    addr: OneOrMore[ForwardedAddress] = Field(description="The VIP, or a list of VIPs.")
+    port: OneOrMore[NamedPort] = Field(description="The port or its name, or a list of them.")
+    protocol: OneOrMore[ProtocolName] = Field(
+        Protocol.TCP, description="The transport protocol (tcp, udp), or a list of both."
+    )
+    real: Optionally[OneOrMore[Name]] = Field(
+        None, description="The group of reals that serve it, or a list of groups. Default: `reals` has them."
+    )
+    reals: Optionally[NonEmpty[RealItem]] = Field(
+        None, description="Reals of its own, as in a group, beside `real` or in place of it. Default: none."
+    )
+    checks: list[CheckSpec] = Field(
+        description="The checks of its reals. An empty list means: take every real as healthy, unchecked."
+    )
+    dscp: Optionally[Dscp] = Field(
+        None,
+        description="The DSCP that tells the reals which VIP it was; mode dscp requires it. Default: none.",
+    )
+    sorry: Optionally[SorrySpec] = Field(
+        None, description="Who serves while fewer reals than `need` are healthy. Default: nobody."
+    )
 
 
 class RhiSpec(_Mapping):
@@ -202,22 +352,70 @@ class ConfigSpec(_Mapping):
     )
     timeouts: TimeoutsSpec = Field(TimeoutsSpec(), description="When idle flows may be forgotten.")
     vlans: Optionally[dict[VlanKey, OneOrMore[Prefix]]] = Field(
-        None, description="Which reals are behind which VLAN tag: a prefix, or a list of them, by VLAN."
+        None,
+        description="Which reals are behind which VLAN tag: a prefix, or a list of them, by VLAN."
+        " Default: frames keep their tags.",
+    )
+    defaults: DefaultsSpec = Field(
+        DefaultsSpec(), description="Settings of all services, and their checks, that don't say otherwise."
     )
     services: list[ServiceSpec] = Field(description="The services.")
-    reals: dict[Name, NonEmpty[RealItem]] = Field(description="Groups of reals by name.")
+    reals: dict[Name, NonEmpty[RealItem]] = Field({}, description="Groups of reals by name.")
 
+
+DEFAULTS: dict[str, Any] = {
+    "interval": _CHECK.interval_s,
+    "timeout": _CHECK.timeout_s,
+    "rise": _CHECK.rise,
+    "fall": _CHECK.fall,
+    "mode": _FORWARDING.mode,
+    "mtu": _FORWARDING.mtu,
+    "schedule": _SERVICE.scheduling,
+    "unknown": _SERVICE.unknown,
+    "need": _SERVICE.need,
+    "below_need": _SERVICE.below_need,
+    "min_up": _SERVICE.min_up,
+    "standby": _SERVICE.standby,
+    "slow_start": _SERVICE.slow_start_s,
+    "suppress": _DAMPING.suppress,
+    "reuse": _DAMPING.reuse,
+    "half_life": _DAMPING.half_life_s,
+    "longest": _DAMPING.longest_s,
+}
+"""What holds where no level says anything, by key of `DefaultsSpec` and `DampingSpec`."""
+
+DEFAULTS_IN_WORDS = {
+    "tunnel_port": "5555 for fou, 6080 for gue",
+    "quorum": "`rise` and `fall` count",
+    "damping": "the defaults of its keys",
+}
+"""The same for fields whose default is no single value."""
 
 MODELS: dict[Path, type[BaseModel]] = {
     (): ConfigSpec,
     ("rhi",): RhiSpec,
     ("metrics",): MetricsSpec,
     ("timeouts",): TimeoutsSpec,
+    ("defaults",): DefaultsSpec,
+    ("defaults", "damping"): DampingSpec,
     ("services", 0): ServiceSpec,
+    ("services", 0, "damping"): DampingSpec,
     ("services", 0, "checks", 0): CheckSpec,
+    ("services", 0, "reals", 0): RealSpec,
+    ("services", 0, "sorry"): SorrySpec,
+    ("services", 0, "sorry", "checks", 0): CheckSpec,
+    ("services", 0, "sorry", "reals", 0): RealSpec,
     ("reals", "*", 0): RealSpec,
 }
 """The model of every mapping with fixed keys, by its path (any index written as 0, any group as `*`)."""
+
+
+def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by the key that the file has: the model's own first, then those of every level."""
+    own = [get_annotations(kind) for kind in model.__mro__]
+    names = sorted(model.model_fields, key=lambda name: [name in some for some in own].index(True))
+    return {model.model_fields[name].alias or name: model.model_fields[name] for name in names}
+
 
 _CONTAINERS = {"list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
 
@@ -227,12 +425,15 @@ def validate(tree: Tree, report: Report) -> ConfigSpec | None:
     try:
         return ConfigSpec.model_validate(tree.root)
     except ValidationError as error:
-        for finding in error.errors(include_url=False, include_context=False, include_input=False):
-            _report(tree, report, finding["type"], finding["loc"], finding["msg"])
+        for finding in error.errors(include_url=False, include_input=False):
+            words = finding.get("ctx", {}).get("words", ())
+            _report(tree, report, finding["type"], finding["loc"], finding["msg"], words)
     return None
 
 
-def _report(tree: Tree, report: Report, kind: str, loc: Path, expected: str) -> None:
+def _report(
+    tree: Tree, report: Report, kind: str, loc: Path, expected: str, words: Iterable[str] = ()
+) -> None:
     path, node = _locate(tree.root, loc)
     if report.spoilt(path):
         return
@@ -250,7 +451,8 @@ def _report(tree: Tree, report: Report, kind: str, loc: Path, expected: str) -> 
         report.add(mark, mismatch(path, node, "at least one item"), path)
     else:
         what = expected if kind == EXPECTED else _CONTAINERS.get(kind, f"something else: {expected}")
-        report.add(mark, mismatch(path, node, what), path)
+        hint = report.suggestion(node, words) if isinstance(node, str) else ""
+        report.add(mark, mismatch(path, node, what + hint), path)
 
 
 def _locate(root: Node, loc: Path) -> tuple[Path, Node]:
@@ -268,4 +470,4 @@ def _known_keys(path: Path) -> list[str]:
     general = tuple(0 if isinstance(part, int) else part for part in path)
     if path[:1] == ("reals",):
         general = ("reals", "*", 0)
-    return list(MODELS[general].model_fields)
+    return list(fields(MODELS[general]))

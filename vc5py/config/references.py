@@ -12,24 +12,27 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from vc5py.config import forwarding
+from vc5py.config import checks, forwarding, settings
+from vc5py.config.ports import number
 from vc5py.config.report import Path, Report, dotted, found, shown
 from vc5py.config.view import Place, View, parsed_address
 from vc5py.config.yaml_tree import Tree
 from vc5py.limits import MAX_BACKENDS, MAX_REALS, MAX_VIRTUAL_PORTS, MAX_VIRTUAL_SERVICES
 
-_HTTP_KEYS = ("path", "host", "method", "expect")
+Member = tuple[Place | None, Place]
+"""A real, and the place that names its group (none: it is listed in the service)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Service:
-    """What of a service can be relied upon, each value once."""
+    """What of a service can be relied upon, each value once. `groups` and `listed`: those of `sorry` too."""
 
     path: Path
     addrs: list[Place]
     ports: list[Place]
     protocols: list[Place]
     groups: list[Place]
+    listed: list[Place]
 
 
 def check(tree: Tree, report: Report) -> None:
@@ -46,7 +49,8 @@ class _Checker:
         view = self._view
         view.once(view.several(("rhi", "peers")), parsed_address)
         for name in view.keys(("reals",)):
-            self._groups[name] = view.once(list(self._addresses(name)), parsed_address)
+            self._groups[name] = view.once(list(self._addresses(("reals", name))), parsed_address)
+        settings.check_levels(view)
         services = [self._service(place.path) for place in view.several(("services",))]
         view.once([name for service in services for name in view.several((*service.path, "name"))])
         self._known_groups(services)
@@ -59,63 +63,59 @@ class _Checker:
 
     # What can be relied upon
 
-    def _addresses(self, group: str) -> Iterator[Place]:
-        """The address of every real of a group, whichever way it is written."""
-        for item in self._view.several(("reals", group)):
-            path = (*item.path, "address") if isinstance(item.value, dict) else item.path
-            address = self._view.node(path)
+    def _addresses(self, path: Path) -> Iterator[Place]:
+        """The address of every real of a list, whichever way it is written."""
+        for item in self._view.several(path):
+            inner = (*item.path, "address") if isinstance(item.value, dict) else item.path
+            address = self._view.node(inner)
             if address is not None:
-                yield Place(path, address)
+                yield Place(inner, address)
 
     def _service(self, path: Path) -> _Service:
         view = self._view
-        checks = view.several((*path, "checks"))
-        view.once([name for check in checks for name in view.several((*check.path, "name"))])
-        for check in checks:
-            self._http_keys(check)
         protocols = view.once(view.several((*path, "protocol")))
         if "protocol" not in view.node(path):
             protocols = [Place(path, "tcp")]
-        if [protocol.value for protocol in protocols] == ["udp"]:
-            for check in checks:
-                self._port_of_check(check)
+        holders = [path, (*path, "sorry")] if isinstance(view.node((*path, "sorry")), dict) else [path]
+        for holder in holders:
+            self._has_reals(holder)
+            checks.check(view, holder, [protocol.value for protocol in protocols])
         return _Service(
             path,
             addrs=view.once(view.several((*path, "addr")), parsed_address),
-            ports=view.once(view.several((*path, "port"))),
+            ports=view.once(view.several((*path, "port")), number),
             protocols=protocols,
-            groups=view.once(view.several((*path, "real"))),
+            groups=[group for one in holders for group in view.once(view.several((*one, "real")))],
+            listed=[
+                real
+                for one in holders
+                for real in view.once(list(self._addresses((*one, "reals"))), parsed_address)
+            ],
         )
 
-    def _members(self, service: _Service) -> Iterator[tuple[Place, Place]]:
+    def _members(self, service: _Service) -> Iterator[Member]:
         for group in service.groups:
             for real in self._groups.get(group.value, ()):
                 yield group, real
+        for real in service.listed:
+            yield None, real
 
     def _ways_of(self, service: _Service) -> forwarding.Ways:
-        complete = bool(service.groups) and self._all_known(service)
-        return forwarding.Ways(service.path, service.addrs, list(self._members(service)), complete)
+        members = list(self._members(service))
+        complete = bool(members) and self._all_known(service)
+        return forwarding.Ways(service.path, service.addrs, members, complete)
 
     # What there is to find
 
-    def _http_keys(self, check: Place) -> None:
-        if self._view.node((*check.path, "type")) != "tcp":
-            return
-        for key in _HTTP_KEYS:
-            path = (*check.path, key)
-            if key in check.value and not self._view.spoilt(path):
-                self._view.add_at_key(path, "found in a tcp check, expected only in http and https checks")
-
-    def _port_of_check(self, check: Place) -> None:
-        """All checks use TCP: of a service that is UDP only they can't take over the port."""
-        if isinstance(check.value, dict) and "port" not in check.value:
-            hint = "the service's port is UDP only, and the check needs TCP"
-            self._view.add(check.path, f"found no key 'port', expected one: {hint}")
+    def _has_reals(self, holder: Path) -> None:
+        node = self._view.node(holder)
+        if isinstance(node, dict) and "real" not in node and "reals" not in node:
+            self._view.add(holder, "found no key 'real' (groups) or 'reals' (a list), expected one")
 
     def _known_groups(self, services: list[_Service]) -> None:
-        if "reals" not in self._view.keys(()):
+        if self._view.spoilt(("reals",)):
             return
-        everywhere = self._view.node(("reals",))
+        everywhere = self._view.node(("reals",)) or {}
         for path, name in (place for service in services for place in service.groups):
             if name not in everywhere:
                 hint = self._view.suggestion(name, list(self._groups))
@@ -123,7 +123,10 @@ class _Checker:
 
     def _within_totals(self, services: list[_Service]) -> bool:
         """Whether the file is of a size that can be multiplied out."""
-        sizes = [sum(len(self._groups.get(group.value, ())) for group in one.groups) for one in services]
+        sizes = [
+            len(one.listed) + sum(len(self._groups.get(group.value, ())) for group in one.groups)
+            for one in services
+        ]
         for one, size in zip(services, sizes, strict=True):
             if size > MAX_REALS:
                 self._view.add(one.path, f"found {size} reals, expected at most {MAX_REALS}")
@@ -144,37 +147,48 @@ class _Checker:
         first: dict[Hashable, Path] = {}
         for service in services:
             for addr, port, protocol in product(service.addrs, service.ports, service.protocols):
-                key = (parsed_address(addr.value), port.value, protocol.value)
+                key = (parsed_address(addr.value), number(port.value), protocol.value)
                 earlier = first.setdefault(key, service.path)
                 if earlier != service.path:
+                    where = f"{dotted(earlier)}, line {self._view.line(earlier)}"
                     self._view.add(
                         port.path,
-                        f"found {addr.value}:{port.value}/{protocol.value}, expected it in one service only"
-                        f" (also in {dotted(earlier)}, line {self._view.line(earlier)})",
+                        f"found {addr.value}:{number(port.value)}/{protocol.value},"
+                        f" expected it in one service only (also in {where})",
                     )
 
     def _reals(self, service: _Service) -> None:
-        """No real twice in a service, and enough of them."""
-        first: dict[Hashable, str] = {}
+        """No real twice in a service. Of a list that repeats another one, the first real is told."""
+        first: dict[Hashable, tuple[Path, str]] = {}
+        told: set[Path] = set()
         for group, real in self._members(service):
-            earlier = first.setdefault(parsed_address(real.value), group.value)
-            if earlier != group.value:
+            place = (group or real).path
+            source = place if group else place[: len(service.path) + 1]
+            where = f"in group {shown(group.value)}" if group else f"on line {self._view.line(real.path)}"
+            earlier, there = first.setdefault(parsed_address(real.value), (source, where))
+            if earlier != source and place not in told:
+                told.add(place)
                 self._view.add(
-                    group.path,
-                    f"found {real.value} in group {shown(group.value)},"
-                    f" expected every real once in a service (also in group {shown(earlier)})",
+                    place,
+                    f"found {real.value}{f' {where}' if group else ''},"
+                    f" expected every real once in a service (also {there})",
                 )
-        path = (*service.path, "need")
-        need = self._view.node(path)
-        if need is not None and first and need > len(first) and self._all_known(service):
-            self._view.add(path, f"found {need}, expected at most {len(first)}, the number of reals")
 
     def _all_known(self, service: _Service) -> bool:
-        """Whether the reals of a service can be counted: nothing on the way to them has a finding."""
-        whole = self._view.node((*service.path, "real"))
-        if isinstance(whole, list) and len(whole) != len(service.groups):
-            return False
-        named = [self._view.node(("reals", group.value)) for group in service.groups]
+        """Whether all reals of a service are known: nothing on the way to them has a finding."""
+        view = self._view
+        for holder in (service.path, (*service.path, "sorry")):
+            if view.spoilt(holder):
+                return False
+            for key, places in (("real", service.groups), ("reals", service.listed)):
+                path = (*holder, key)
+                whole = view.node(path)
+                if view.spoilt(path) or (
+                    isinstance(whole, list)
+                    and len(whole) != sum(place.path[: len(path)] == path for place in places)
+                ):
+                    return False
+        named = [view.node(("reals", group.value)) for group in service.groups]
         return all(
             isinstance(items, list) and len(items) == len(self._groups[group.value])
             for items, group in zip(named, service.groups, strict=True)

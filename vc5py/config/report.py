@@ -39,6 +39,7 @@ class Report:
     def __init__(self, filename: str) -> None:
         self.filename = filename
         self.diagnostics: list[Diagnostic] = []
+        self.warnings: list[Diagnostic] = []
         self._spoilt: set[Path] = set()
         self._suggestions_left = _MOST_SUGGESTIONS
 
@@ -48,17 +49,22 @@ class Report:
         if path is not None:
             self._spoilt.add(path)
 
+    def warn(self, mark: Mark, message: str) -> None:
+        """Record what is legal but unwise."""
+        self.warnings.append(Diagnostic(self.filename, mark.line, mark.column, f"warning: {message}"))
+
     def spoilt(self, path: Path) -> bool:
         """Whether the node at `path`, or one that holds it, already has a finding."""
-        return any(path[:length] in self._spoilt for length in range(len(path) + 1))
+        return bool(self._spoilt) and any(path[:length] in self._spoilt for length in range(len(path) + 1))
 
     def suggestion(self, word: str, known: Iterable[str]) -> str:
         """` (did you mean 'port'?)`, or nothing where no known word is like it. Slow, hence rationed."""
         if len(word) > _LONGEST_SUGGESTED_FOR or not self._suggestions_left:
             return ""
         self._suggestions_left -= 1
-        close = get_close_matches(word, list(known), n=1)
-        return f" (did you mean {shown(close[0])}?)" if close else ""
+        by_letters = {one.lower(): one for one in known}
+        close = get_close_matches(word.lower(), list(by_letters), n=1)
+        return f" (did you mean {shown(by_letters[close[0]])}?)" if close else ""
 
 
 def dotted(path: Path) -> str:

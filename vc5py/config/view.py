@@ -68,6 +68,13 @@ class View:
         """As `add`, of the key itself rather than its value."""
         self._report.add(self._tree.key_marks[path], about(path, message))
 
+    def warn(self, path: Path, message: str) -> None:
+        """As `add`, of what is legal but unwise; at the nearest node that is written, as a default isn't."""
+        there = next(
+            path[:length] for length in range(len(path), -1, -1) if path[:length] in self._tree.marks
+        )
+        self._report.warn(self.mark(there), about(path, message))
+
     def suggestion(self, word: str, known: list[str]) -> str:
         return self._report.suggestion(word, known)
 

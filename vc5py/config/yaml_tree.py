@@ -33,9 +33,9 @@ from yaml.events import (
 
 from vc5py.config.report import WHOLE_FILE, Mark, Node, Path, Report, Scalar, about, found, shown
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = 8 << 20
 MAX_DEPTH = 32
-MAX_NODES = 250_000
+MAX_NODES = 600_000
 
 _EMPTY = "found an empty file, expected a configuration"
 _FORBIDDEN = re.compile(

@@ -1,0 +1,206 @@
+"""What is legal but unwise: warnings about a configuration without errors.
+
+Must not know: the machine, whose addresses are a parameter. It judges the built values, where defaults
+are filled in, and points at the nearest key that is written. Invariant: it is asked of good configurations
+only, so the services and checks of the model are those of the file, in its order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from vc5py.config.report import Path
+from vc5py.config.view import View
+from vc5py.model import (
+    AdminState,
+    Check,
+    Config,
+    DnsQuestion,
+    ForwardMode,
+    HttpRequest,
+    IPAddress,
+    Real,
+    Service,
+)
+
+_SLOW_S = 60
+"""A real that died and gets packets for longer than this is a failure that people notice."""
+
+
+def check(config: Config, view: View, own: frozenset[IPAddress]) -> None:
+    """Report what is unwise. `own`: the addresses of the balancer."""
+    for index, service in enumerate(config.services):
+        path: Path = ("services", index)
+        _need(view, path, service)
+        _tiers(view, path, service)
+        _reals(view, path, service)
+        for number, one in enumerate(service.checks):
+            _check(view, (*path, "checks", number), one)
+        if service.sorry:
+            _sorry(view, (*path, "sorry"), service)
+    _own_addresses(config, view, own)
+    _shared_dscp(config, view)
+    _unused_groups(view)
+    _whole(config, view)
+
+
+def _enabled(reals: tuple[Real, ...]) -> list[Real]:
+    return [real for real in reals if real.admin is AdminState.ENABLED]
+
+
+def _reals_in_words(count: int) -> str:
+    return f"{count} real{'' if count == 1 else 's'}"
+
+
+# Services
+
+
+def _need(view: View, path: Path, service: Service) -> None:
+    there, enabled = len(service.reals), len(_enabled(service.reals))
+    if service.need > there:
+        view.warn(
+            (*path, "need"),
+            f"found {service.need}, but the service has {_reals_in_words(there)}: it is never healthy",
+        )
+    elif service.need > enabled:
+        view.warn(
+            (*path, "need"),
+            f"found {service.need}, but {enabled} of {there} reals are enabled: it is not healthy",
+        )
+
+
+def _tiers(view: View, path: Path, service: Service) -> None:
+    tiers = sorted({real.tier for real in service.reals})
+    if tiers[0] > 0:
+        view.warn(path, f"found no real in tier 0: tier {tiers[0]} stands by for nobody")
+    first = [real for real in service.reals if real.tier == tiers[0]]
+    if len(tiers) > 1 and service.min_up > len(first):
+        view.warn(
+            (*path, "min_up"),
+            f"found {service.min_up}, but tier {tiers[0]} has {_reals_in_words(len(first))}:"
+            " the next always stands in",
+        )
+
+
+def _reals(view: View, path: Path, service: Service) -> None:
+    enabled = _enabled(service.reals)
+    if not enabled:
+        view.warn(path, "found no real that is enabled: it takes no new flows")
+    elif all(real.weight == 0 for real in enabled):
+        view.warn(path, "found weight 0 for every real: it takes no new flows")
+
+
+def _sorry(view: View, path: Path, service: Service) -> None:
+    assert service.sorry is not None
+    for number, one in enumerate(service.sorry.checks):
+        _check(view, (*path, "checks", number), one)
+    if not any(real.weight for real in _enabled(service.sorry.reals)):
+        view.warn(path, "found no real that is enabled and has a weight: it can't serve")
+
+
+# Checks
+
+
+def _check(view: View, path: Path, check: Check) -> None:
+    if check.interval_s < check.timeout_s:
+        place = _setting(view, path, ("interval", "timeout"))
+        view.warn(
+            place,
+            f"found an interval of {check.interval_s:g} s below the timeout of {check.timeout_s:g} s:"
+            " while a real is silent, it is probed less often than that",
+        )
+    failures = check.fall if check.quorum is None else check.quorum[1] - check.quorum[0] + 1
+    slowest = failures * max(check.interval_s, check.timeout_s)
+    if slowest > _SLOW_S:
+        place = _setting(view, path, ("interval", "fall", "pass"))
+        view.warn(place, f"found {failures} failures to take a real down, which takes up to {slowest:g} s")
+    if isinstance(check.detail, HttpRequest):
+        _http(view, path, check.detail)
+    if isinstance(check.detail, DnsQuestion) and check.detail.answer and check.detail.rcode != "noerror":
+        view.warn((*path, "answer"), f"found with rcode {check.detail.rcode}: such a response has no answers")
+
+
+def _setting(view: View, check: Path, keys: tuple[str, ...]) -> Path:
+    """Where the first of the keys is written: at the check, its service, or in `defaults`."""
+    for level in (check, check[:2], ("defaults",)):
+        for key in keys:
+            if view.node((*level, key)) is not None:
+                return (*level, key)
+    return check
+
+
+def _http(view: View, path: Path, request: HttpRequest) -> None:
+    if request.verify and request.host is None:
+        view.warn(
+            (*path, "verify"), "found without 'host': the certificate must be good for the VIP's address"
+        )
+    if request.ca_file and not request.verify:
+        view.warn((*path, "ca_file"), "found without 'verify: true': no certificate is verified")
+    if request.method == "HEAD":
+        for key in ("body", "body_regex"):
+            if getattr(request, key) is not None:
+                view.warn((*path, key), "found with method HEAD: such a response has no body")
+
+
+# The whole
+
+
+def _own_addresses(config: Config, view: View, own: frozenset[IPAddress]) -> None:
+    for index, service in enumerate(config.services):
+        path: Path = ("services", index)
+        for number, vip in enumerate(service.vips):
+            if vip in own:
+                place = (
+                    (*path, "addr", number)
+                    if isinstance(view.node((*path, "addr")), list)
+                    else (*path, "addr")
+                )
+                view.warn(place, f"found {vip}, an address of this machine: it would answer clients itself")
+        reals = (*service.reals, *(service.sorry.reals if service.sorry else ()))
+        for real in reals:
+            if real.address in own:
+                view.warn(path, f"found the real {real.address}, an address of this machine")
+    for number, peer in enumerate(config.rhi.peers if config.rhi else ()):
+        if peer in own and not peer.is_loopback:
+            view.warn(("rhi", "peers", number), f"found {peer}, an address of this machine")
+
+
+def _shared_dscp(config: Config, view: View) -> None:
+    """By the DSCP a real tells VIPs apart: with the same one for two of them it can't."""
+    users: dict[tuple[IPAddress, int], dict[IPAddress, int]] = defaultdict(dict)
+    for index, service in enumerate(config.services):
+        for real in (*service.reals, *(service.sorry.reals if service.sorry else ())):
+            if real.forwarding.mode is ForwardMode.DSCP:
+                for vip in service.vips:
+                    users[real.address, real.forwarding.dscp].setdefault(vip, index)
+    told: set[int] = set()
+    for (address, dscp), vips in users.items():
+        last = max(vips.values())
+        if len(vips) > 1 and last not in told:
+            told.add(last)
+            view.warn(
+                ("services", last, "dscp"),
+                f"found {dscp} for {len(vips)} VIPs on the real {address}, which can't tell them apart by it",
+            )
+
+
+def _unused_groups(view: View) -> None:
+    used = {
+        place.value
+        for service in view.several(("services",))
+        for holder in (service.path, (*service.path, "sorry"))
+        for place in view.several((*holder, "real"))
+    }
+    for name in view.keys(("reals",)):
+        if name not in used:
+            view.warn(("reals", name), "found a group that no service uses")
+
+
+def _whole(config: Config, view: View) -> None:
+    if config.learn_s and config.multicast is None:
+        view.warn(("learn",), f"found {config.learn_s:g} without 'multicast': there is nobody to learn from")
+    if config.timeouts.established_s < config.timeouts.unproven_s:
+        view.warn(
+            ("timeouts", "established"),
+            f"found {config.timeouts.established_s}, less than unproven ({config.timeouts.unproven_s})",
+        )
