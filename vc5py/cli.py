@@ -13,7 +13,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import vc5py
-from vc5py import config, lab
+from vc5py import lab, loading
+from vc5py.commands import config as about_files
+from vc5py.commands.addresses import own_addresses
+from vc5py.control import commands as control
 from vc5py.errors import ConfigError, Vc5Error
 
 _DEFAULT_CONFIG = Path("vc5.yaml")
@@ -25,8 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vc5py {vc5py.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
-    check = commands.add_parser("check", help="check a configuration file; touches nothing")
-    _add_config(check)
+    about_files.add_parsers(commands)
+    control.add_parsers(commands)
     lab.add_parser(commands)
     return parser
 
@@ -47,7 +50,14 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="BGP router id and source of probes; default: the first IPv4 address of the first interface",
     )
     run.add_argument(
-        "--state-dir", type=Path, default=Path("/run/vc5py"), metavar="DIR", help="default: %(default)s"
+        "--state-dir", type=Path, default=control.STATE_DIR, metavar="DIR", help="default: %(default)s"
+    )
+    run.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("/var/lib/vc5py"),
+        metavar="DIR",
+        help="where commands on reals are remembered over restarts; default: %(default)s",
     )
     run.add_argument(
         "--bpf-dir",
@@ -64,7 +74,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _run(args: argparse.Namespace) -> int:
-    settings = config.load(args.config)
+    loaded = loading.load(args.config, own_addresses())
     # Only now: these load bcc and numpy, which no other command needs.
     from vc5py import app
     from vc5py.dataplane.driver import Options
@@ -73,18 +83,16 @@ def _run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
     mode = XdpMode(args.xdp_mode) if args.xdp_mode else None
     dataplane = Options(tuple(dict.fromkeys(args.interfaces)), args.bpf_dir, mode)
-    app.run(settings, app.Options(dataplane, args.state_dir, args.address))
+    app.run(loaded, app.Options(dataplane, args.state_dir, args.data_dir, args.address))
     return 0
 
 
-def _check(args: argparse.Namespace) -> int:
-    settings = config.load(args.config)
-    vips = {vip for service in settings.services for vip in service.vips}
-    print(f"{args.config}: good: {len(settings.services)} services on {len(vips)} VIPs")
-    return 0
-
-
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"run": _run, "check": _check, "lab": lab.main}
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    **about_files.COMMANDS,
+    "lab": lab.main,
+    **control.COMMANDS,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -222,6 +222,7 @@ class Solo:
 
     def start(self, *interfaces: str, **options: object) -> subprocess.Popen[str]:
         chosen = {"config": self.config, "state-dir": self.state_dir, "bpf-dir": self.bpf_dir}
+        chosen["data-dir"] = self.directory / "data"
         chosen |= {name.replace("_", "-"): value for name, value in options.items()}  # type: ignore[misc]
         words = [f"--{name}={value}" for name, value in chosen.items()]
         process = subprocess.Popen(

@@ -13,7 +13,7 @@ from vc5py import app, cli, lab
 from vc5py.app import Options
 from vc5py.dataplane.netlink import XdpMode
 from vc5py.errors import DataplaneError
-from vc5py.model import Config
+from vc5py.loading import Loaded
 
 GOOD = """
 services:
@@ -41,9 +41,9 @@ def bad(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Options]]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Loaded, Options]]:
     """What `run` was asked to run, instead of running it."""
-    calls: list[tuple[Config, Options]] = []
+    calls: list[tuple[Loaded, Options]] = []
     monkeypatch.setattr(app, "run", lambda *arguments: calls.append(arguments))
     return calls
 
@@ -77,22 +77,31 @@ def test_missing_configuration_is_a_configuration_error(
     assert started == []
 
 
-def test_run_passes_on_what_it_was_told(good: Path, started: list[tuple[Config, Options]]) -> None:
-    given = {"address": "10.0.0.9", "state-dir": "/s", "bpf-dir": "/b", "xdp-mode": "generic"}
+def test_run_passes_on_what_it_was_told(good: Path, started: list[tuple[Loaded, Options]]) -> None:
+    given = {
+        "address": "10.0.0.9",
+        "state-dir": "/s",
+        "data-dir": "/d",
+        "bpf-dir": "/b",
+        "xdp-mode": "generic",
+    }
     words = [*(f"--{name}={value}" for name, value in given.items()), "eth0", "eth1", "eth0"]
     assert cli.main(["run", "-c", str(good), *words]) == 0
-    ((config, options),) = started
-    assert len(config.services) == 2
+    ((loaded, options),) = started
+    assert len(loaded.config.services) == 2
+    assert (loaded.file, loaded.text) == (good, GOOD)
     assert (str(options.address), options.state_dir) == ("10.0.0.9", Path("/s"))
+    assert options.data_dir == Path("/d")
     assert options.dataplane.interfaces == ("eth0", "eth1")
     assert (options.dataplane.bpf_dir, options.dataplane.mode) == (Path("/b"), XdpMode.GENERIC)
 
 
-def test_run_has_defaults(good: Path, started: list[tuple[Config, Options]]) -> None:
+def test_run_has_defaults(good: Path, started: list[tuple[Loaded, Options]]) -> None:
     assert cli.main(["run", "-c", str(good), "eth0"]) == 0
     ((_, options),) = started
     assert (options.address, options.dataplane.mode) == (None, None)
     assert (options.state_dir, options.dataplane.bpf_dir) == (Path("/run/vc5py"), Path("/sys/fs/bpf/vc5py"))
+    assert options.data_dir == Path("/var/lib/vc5py")
 
 
 def test_what_a_person_can_mend_is_a_line_and_status_1(

@@ -222,6 +222,7 @@ def balancer_program(layout: Layout, balancer: Host) -> Program:
         "-c": config,
         "--address": balancer.address,
         "--state-dir": directory / "state",
+        "--data-dir": directory / "data",
         "--bpf-dir": layout.bpffs(balancer.name),
     }
     arguments = [str(word) for option in options.items() for word in option]

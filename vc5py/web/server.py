@@ -1,8 +1,12 @@
-"""The HTTP server: `/metrics` for Prometheus. Knows snapshots only."""
+"""The HTTP server: `/metrics` for Prometheus. Knows snapshots only.
+
+Invariant: a move to an address that can't be had leaves it where it was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -14,27 +18,69 @@ from vc5py.web import metrics
 
 _SHUTDOWN_S = 1.0
 
+Place = tuple[str, int]
+"""Address and TCP port to listen on."""
 
-def _application(snapshot: Callable[[], Snapshot]) -> web.Application:
+
+def _application(snapshot: Callable[[], Awaitable[Snapshot]]) -> web.Application:
     async def show_metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(snapshot()), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        # In a thread: a hundred thousand reals take seconds, in which probes must go on.
+        body = await asyncio.to_thread(metrics.render, await snapshot())
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     application = web.Application()
     application.router.add_get("/metrics", show_metrics)
     return application
 
 
+class MetricsServer:
+    """Serves at one place at a time, or (None) nowhere."""
+
+    def __init__(self, runner: web.AppRunner) -> None:
+        self._runner = runner
+        self._place: Place | None = None
+        self._site: web.TCPSite | None = None
+
+    async def move(self, place: Place | None) -> None:
+        """Serves there from now on. Vc5Error where that place can't be had; all is as before then."""
+        if place == self._place:
+            return
+        # One address after the other on the same port: the old one may be what is in the way.
+        first = self._place is not None and place is not None and self._place[1] == place[1]
+        before = self._place
+        if first:
+            await self._leave()
+        try:
+            site = await self._listen(place) if place is not None else None
+        except Vc5Error:
+            if first and before is not None:
+                self._site, self._place = await self._listen(before), before
+            raise
+        await self._leave()
+        self._site, self._place = site, place
+
+    async def _leave(self) -> None:
+        if self._site is not None:
+            await self._site.stop()
+        self._site = self._place = None
+
+    async def _listen(self, place: Place) -> web.TCPSite:
+        site = web.TCPSite(self._runner, *place)
+        try:
+            await site.start()
+        except OSError as error:
+            await site.stop()  # the runner has noted it, though it never listened
+            where = f"{place[0]} port {place[1]}"
+            raise Vc5Error(f"can't serve metrics on {where}: {error.strerror}") from error
+        return site
+
+
 @asynccontextmanager
-async def serve(address: str, port: int, snapshot: Callable[[], Snapshot]) -> AsyncIterator[None]:
-    """Serves while the context lasts. Raises Vc5Error where the address or port can't be had."""
+async def serve(snapshot: Callable[[], Awaitable[Snapshot]]) -> AsyncIterator[MetricsServer]:
+    """Serves wherever it is moved to, while the context lasts."""
     runner = web.AppRunner(_application(snapshot), access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, address, port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise Vc5Error(f"can't serve metrics on {address} port {port}: {error.strerror}") from error
-    try:
-        yield
+        yield MetricsServer(runner)
     finally:
         await runner.cleanup()

@@ -1,0 +1,283 @@
+"""A running balancer: feeds events to the director and carries out its actions.
+
+The only place where the parts meet while packets flow; `app` makes them and ends them. Invariants: the data
+plane is brought up to date before the routes are, but no withdrawal waits for a data plane that is behind;
+however many events come in one turn of the event loop, the data plane is brought up to date once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from vc5py import overriding
+from vc5py.checks.result import ProbeResult
+from vc5py.checks.scheduler import Scheduler
+from vc5py.control.interface import Outcome, ReloadReport
+from vc5py.control.memory import Memory
+from vc5py.core import director
+from vc5py.dataplane.driver import Driver
+from vc5py.errors import DataplaneError, Vc5Error
+from vc5py.loading import Loaded
+from vc5py.model import AdminState, BackendId, Check, Config, IPAddress
+from vc5py.overriding import Target
+from vc5py.readings import Readings
+from vc5py.reload import Reloader
+from vc5py.routes import Routes
+from vc5py.snapshot import Snapshot
+from vc5py.web.server import MetricsServer, Place
+
+_log = logging.getLogger(__name__)
+
+MAINTAIN_S = 1.0
+# What the data plane has freed it may use again after a second: a reload that finds no room tries again then.
+ROOM_TRIES = 3
+ROOM_S = 1.2
+# How long a reload waits for the MAC addresses of new reals; later ones come by themselves.
+RESOLVE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a balancer is made of. `address`: our own, for probes."""
+
+    loaded: Loaded
+    driver: Driver
+    routes: Routes
+    memory: Memory
+    address: IPv4Address
+
+
+def metrics_place(config: Config) -> Place | None:
+    """Where metrics are served; None where they aren't."""
+    if config.metrics_port == 0:
+        return None
+    return (str(config.metrics_address) if config.metrics_address else "0.0.0.0", config.metrics_port)
+
+
+class Balancer:
+    """Implements `control.interface.Controllable`."""
+
+    def __init__(self, parts: Parts, hangup: asyncio.Event) -> None:
+        """`hangup` is set whenever the configuration is to be loaded again (SIGHUP)."""
+        config = parts.loaded.config
+        self._driver = parts.driver
+        self._dataplane = parts.driver.dataplane
+        self._routes = parts.routes
+        self._memory = parts.memory
+        self._saving = asyncio.Lock()
+        self._reloader = Reloader(parts.loaded, self._put_into_force)
+        self._hangup = hangup
+        self._flow_capacity = config.flows
+        self._metrics: MetricsServer | None = None
+        overrides = parts.memory.load()
+        self._state = director.start(config, self._dataplane.was_up, time.monotonic(), overrides)
+        self._scheduler = Scheduler(self._dataplane.mark_of, self._probed, parts.address, random.Random())
+        self._behind = False
+        self._due = False
+
+    async def startup(self) -> None:
+        """Services first, then the programs that use them; routes come with the main loop."""
+        self._dataplane.apply(self._state.desired)
+        await self._driver.resolve(self._state.desired)
+        await self._driver.attach()
+        self._scheduler.set_targets(self._state.targets())
+        self._routes.set(self._state.desired.announce)
+
+    async def show_metrics(self, server: MetricsServer) -> None:
+        """Serves metrics where the configuration says, after reloads too. Raises Vc5Error."""
+        await server.move(metrics_place(self._reloader.loaded.config))
+        self._metrics = server
+
+    async def main_loop(self, stop: asyncio.Event) -> None:
+        """Until `stop`; what fails for good fails all."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._scheduler.run(), name="checks"),
+                group.create_task(self._driver.neighbours.run(), name="neighbours"),
+                group.create_task(self._maintain(), name="maintenance"),
+                group.create_task(self._routes.run(), name="rhi"),
+                group.create_task(self._heed_hangups(), name="hangups"),
+            ]
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+        await self._reloader.stop()
+
+    # Events in, actions out
+
+    def _probed(self, backend: BackendId, check: Check, result: ProbeResult) -> None:
+        why = f"{result.reason}: {result.detail}" if result.detail else str(result.reason)
+        self._step(director.Probed(backend, check, result.ok, why))
+
+    def _step(self, event: director.Event) -> None:
+        self._state, actions = director.step(self._state, event, time.monotonic())
+        for action in actions:
+            self._carry_out(action)
+
+    def _carry_out(self, action: director.Action) -> None:
+        match action:
+            case director.Install():
+                self._install_soon()
+            case director.Retarget():
+                self._scheduler.set_targets(self._state.targets())
+            case director.Pace(backend, check, fast):
+                self._scheduler.hurry(backend, check, fast)
+            case director.Transition():
+                _log_transition(action)
+
+    def _install_soon(self) -> None:
+        """Once for all events of this turn of the event loop."""
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._install_now)
+
+    def _install_now(self) -> None:
+        if self._due:
+            self._install()
+
+    def _install(self) -> None:
+        """Data plane, then routes. What the data plane refuses is tried again at the next
+        maintenance; until then nothing more is announced, but what is to be withdrawn is."""
+        self._due = False
+        desired = self._state.desired
+        try:
+            self._dataplane.apply(desired)
+        except DataplaneError as error:
+            if not self._behind:
+                _log.error("data plane behind error=%s", error)
+            self._behind = True
+            self._routes.withdraw_all_but(desired.announce)
+        else:
+            self._behind = False
+            self._routes.set(desired.announce)
+
+    async def _maintain(self) -> None:
+        while True:
+            self._dataplane.maintain(time.monotonic())
+            self._step(director.Tick())
+            if self._behind:
+                self._install()
+            await asyncio.sleep(MAINTAIN_S)
+
+    # Commands
+
+    async def set_state(self, real: IPAddress, service: str | None, state: AdminState) -> Outcome:
+        target = Target(real, service)
+        overriding.must_exist(self._state, target)
+        return await self._command(target, overriding.set_state(self._state, target, state))
+
+    async def set_weight(self, real: IPAddress, service: str | None, weight: int | None) -> Outcome:
+        target = Target(real, service)
+        overriding.must_exist(self._state, target)
+        return await self._command(target, overriding.set_weight(self._state, target, weight))
+
+    async def reset(self, real: IPAddress, service: str | None) -> Outcome:
+        target = Target(real, service)
+        return await self._command(target, overriding.reset(self._state, target))
+
+    async def _command(self, target: Target, events: Iterable[director.Event]) -> Outcome:
+        """In force and remembered before anybody is told so."""
+        for event in tuple(events):  # all of them follow from the state before the first
+            self._step(event)
+        self._install_now()
+        unsaved = None
+        async with self._saving:
+            try:
+                await asyncio.to_thread(self._memory.save, self._state.overrides)
+            except OSError as error:
+                unsaved = f"can't write {self._memory.path}: {error.strerror or error}"
+                _log.error("overrides not remembered %s", unsaved)
+        return Outcome(target.real, overriding.effective(self._state, target), unsaved)
+
+    # Reload
+
+    async def _heed_hangups(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            with suppress(Vc5Error):  # which is in the log
+                await self._reloader.reload()
+
+    async def reload(self) -> ReloadReport:
+        return await self._reloader.reload()
+
+    def configuration(self) -> str:
+        return self._reloader.loaded.text
+
+    async def _put_into_force(self, config: Config) -> tuple[str, ...]:
+        """All or nothing: what can be refused comes first, in an order in which it can be taken back."""
+        before = self._state.config
+        if self._metrics is not None:
+            await self._metrics.move(metrics_place(config))
+        try:
+            await self._redirect(config)
+        except Vc5Error:
+            if self._metrics is not None:
+                await self._metrics.move(metrics_place(before))
+            raise
+        await self._driver.resolve(self._state.desired, RESOLVE_S)
+        return overriding.notes(self._state)
+
+    async def _redirect(self, config: Config) -> None:
+        for left in reversed(range(ROOM_TRIES)):
+            try:
+                self._exchange(config)
+                return
+            except DataplaneError:
+                if not left:
+                    raise
+            await asyncio.sleep(ROOM_S)
+            self._dataplane.maintain(time.monotonic())
+
+    def _exchange(self, config: Config) -> None:
+        """In one go, so that no event comes between: the director's new state, if the data plane takes it."""
+        state, actions = director.step(self._state, director.Reloaded(config), time.monotonic())
+        try:
+            self._dataplane.apply(state.desired)
+            self._routes.configure(config.rhi)
+        except Vc5Error:
+            with suppress(DataplaneError):  # maintenance tries again
+                self._behind = True
+                self._dataplane.apply(self._state.desired)
+                self._behind = False
+            raise
+        self._dataplane.set_policy(config)
+        if config.vlans != self._state.config.vlans:  # else nothing needs to be looked up anew
+            self._driver.neighbours.set_vlans(config.vlans)
+        self._state = state
+        for action in actions:
+            self._carry_out(action)
+
+    # What is shown
+
+    async def snapshot(self) -> Snapshot:
+        """In a thread, but for what has to be read at one moment."""
+        return await asyncio.to_thread(self.readings().snapshot)
+
+    def readings(self) -> Readings:
+        stats = self._scheduler.stats()
+        return Readings(
+            state=self._state,
+            counters=self._dataplane.counters(),
+            probes={(str(kind), str(reason)): n for (kind, reason), n in stats.probes.items()},
+            probe_lag_s=stats.lag_s,
+            sessions=self._routes.sessions(),
+            interfaces={name: str(mode) for name, mode in self._driver.modes.items()},
+            flow_capacity=self._flow_capacity,
+            reload=self._reloader.snapshot(),
+            now=time.monotonic(),
+            at=time.time(),
+        )
+
+
+def _log_transition(transition: director.Transition) -> None:
+    after = "" if transition.after_s is None else f" after={transition.after_s:.1f}s"
+    what, name, state = transition.what, transition.name, transition.state
+    _log.info("%s=%s state=%s why=%r%s", what, name, state, transition.why, after)

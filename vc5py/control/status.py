@@ -1,0 +1,69 @@
+"""`/v1/status`: a snapshot as JSON. Pure.
+
+The format is an interface: keys may be added, but keep their names and meanings within /v1. Times are Unix
+timestamps in seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vc5py.snapshot import OverrideSnapshot, RealSnapshot, ServiceSnapshot, Snapshot
+
+
+def to_json(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "version": snapshot.version,
+        "at": snapshot.at,
+        "config": {
+            "file": snapshot.reload.file,
+            "loaded_at": snapshot.reload.loaded_at,
+            "last_reload_successful": snapshot.reload.successful,
+        },
+        "interfaces": dict(snapshot.interfaces),
+        "bgp": {str(peer): established for peer, established in snapshot.sessions.items()},
+        "vips": {str(vip): announced for vip, announced in snapshot.vips.items()},
+        "services": [_service(service) for service in snapshot.services],
+        "overrides": [_override(override) for override in snapshot.overrides],
+    }
+
+
+def _service(service: ServiceSnapshot) -> dict[str, Any]:
+    return {
+        "name": service.id.service,
+        "vip": str(service.id.vip),
+        "ports": list(service.ports),
+        "healthy": service.healthy,
+        "need": service.need,
+        "serving_tier": service.serving_tier,
+        "sorry": service.sorry,
+        "reals": [_real(real) for real in service.reals],
+    }
+
+
+def _real(real: RealSnapshot) -> dict[str, Any]:
+    return {
+        "address": str(real.address),
+        "up": real.up,
+        "health": real.health,
+        "admin": str(real.admin),
+        "weight": real.weight,
+        "tier": real.tier,
+        "sorry": real.sorry,
+        "serving": real.serving,
+        "damped": real.damped,
+        "flows": real.flows,
+        "packets": real.packets,
+        "bytes": real.bytes,
+        "why": real.why,
+        "since": real.since,
+    }
+
+
+def _override(override: OverrideSnapshot) -> dict[str, Any]:
+    return {
+        "real": str(override.real),
+        "service": override.service,
+        "state": None if override.state is None else str(override.state),
+        "weight": override.weight,
+    }

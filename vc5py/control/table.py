@@ -1,0 +1,108 @@
+"""`vc5py status` for people: the document of `/v1/status` as lines. Pure.
+
+Everything a real's line says is in its columns; what is out of the ordinary is a word, the ordinary isn't.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Document = Mapping[str, Any]
+
+_HEAD = ("REAL", "HEALTH", "STATE", "WEIGHT", "TIER", "FLOWS", "FOR", "WHY")
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def duration(seconds: float) -> str:
+    """In its two largest units: 5s, 3m05s, 2h10m, 4d03h."""
+    whole = max(0, int(seconds))
+    if whole < _MINUTE:
+        return f"{whole}s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}m{whole % _MINUTE:02d}s"
+    if whole < _DAY:
+        return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02d}m"
+    return f"{whole // _DAY}d{whole % _DAY // _HOUR:02d}h"
+
+
+def lines(status: Document) -> Iterator[str]:
+    yield from _node(status)
+    services: dict[str, list[Document]] = {vip: [] for vip in status["vips"]}
+    for service in status["services"]:
+        services.setdefault(service["vip"], []).append(service)
+    for vip, there in services.items():
+        yield ""
+        yield f"VIP {vip}  {'announced' if status['vips'].get(vip) else 'not announced'}"
+        for service in there:
+            yield f"  {_service(service)}"
+            yield from (f"    {line}" for line in _aligned(_reals(service, status["at"])))
+    if status["overrides"]:
+        yield ""
+        yield "Set by command (vc5py reset undoes it):"
+        yield from (f"  {_override(override)}" for override in status["overrides"])
+
+
+def _node(status: Document) -> Iterator[str]:
+    config = status["config"]
+    loaded = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(config["loaded_at"]))
+    yield f"vc5py {status['version']}  {config['file']}, loaded {loaded}"
+    if not config["last_reload_successful"]:
+        yield "The last reload failed: this configuration is still in force. The log says why."
+    interfaces = ", ".join(f"{name} {mode}" for name, mode in status["interfaces"].items())
+    yield f"XDP {interfaces or 'nowhere'}"
+    if status["bgp"]:
+        peers = (f"{peer} {'established' if up else 'down'}" for peer, up in status["bgp"].items())
+        yield f"BGP {', '.join(peers)}"
+
+
+def _service(service: Document) -> str:
+    up = sum(real["up"] and not real["sorry"] for real in service["reals"])
+    all_reals = sum(not real["sorry"] for real in service["reals"])
+    words = [
+        f"service {service['name']}",
+        ",".join(service["ports"]),
+        "healthy" if service["healthy"] else "unhealthy",
+        f"{up} of {all_reals} up, {service['need']} needed",
+    ]
+    if service["sorry"]:
+        words.append("sorry reals serve")
+    elif service["serving_tier"]:
+        words.append(f"tier {service['serving_tier']} serves")
+    return "  ".join(words)
+
+
+def _reals(service: Document, at: float) -> Iterator[Sequence[str]]:
+    yield _HEAD
+    for real in service["reals"]:
+        yield (
+            real["address"],
+            "damped" if real["damped"] else real["health"],
+            _state(real),
+            str(real["weight"]),
+            "sorry" if real["sorry"] else str(real["tier"]),
+            str(real["flows"]),
+            duration(at - real["since"]),
+            real["why"],
+        )
+
+
+def _state(real: Document) -> str:
+    if real["admin"] == "enabled":
+        return "serving" if real["serving"] else "idle"
+    return str(real["admin"])
+
+
+def _aligned(rows: Iterator[Sequence[str]]) -> Iterator[str]:
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _override(override: Document) -> str:
+    where = f" in {override['service']}" if override["service"] is not None else ""
+    state = [override["state"]] if override["state"] is not None else []
+    weight = [f"weight {override['weight']}"] if override["weight"] is not None else []
+    return f"{override['real']}{where}: {', '.join(state + weight)}"

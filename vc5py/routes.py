@@ -1,0 +1,94 @@
+"""The BGP speaker of the moment: none, one, or another one after a reload that has changed `rhi`.
+
+Must not know: which routes, and why. Invariant: what is withdrawn is withdrawn at once; nothing here waits
+for the data plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from vc5py.model import IPAddress, RhiConfig
+from vc5py.rhi.speaker import SessionState, Speaker
+
+Make = Callable[[RhiConfig], Speaker]
+
+
+class Routes:
+    """The routes to announce, told to whoever is the speaker. `make` makes a speaker, or raises RhiError."""
+
+    def __init__(self, rhi: RhiConfig | None, make: Make) -> None:
+        self._make = make
+        self._rhi: RhiConfig | None = None
+        self._speaker: Speaker | None = None
+        self._wanted: frozenset[IPAddress] | None = None
+        self._changed = asyncio.Event()
+        self._retired: list[Speaker] = []
+        self.configure(rhi)
+
+    def configure(self, rhi: RhiConfig | None) -> None:
+        """From now on by this; the speaker is another one where that is a change. Raises RhiError, and
+        nothing has changed then.
+        """
+        rhi = rhi if rhi is not None and rhi.peers else None
+        if rhi == self._rhi:
+            return
+        speaker = self._make(rhi) if rhi is not None else None
+        if self._speaker is not None and speaker is None:
+            self._retired.append(self._speaker)
+        self._rhi, self._speaker = rhi, speaker
+        if speaker is not None and self._wanted is not None:
+            speaker.set_routes(self._wanted)
+        self._changed.set()
+
+    def set(self, vips: frozenset[IPAddress]) -> None:
+        """Wants exactly these VIPs announced."""
+        self._wanted = vips
+        if self._speaker is not None:
+            self._speaker.set_routes(vips)
+
+    def withdraw_all_but(self, vips: frozenset[IPAddress]) -> None:
+        """Wants nothing announced that is neither announced already nor among these."""
+        if self._speaker is not None:
+            self.set(self._speaker.announced() & vips)
+
+    def sessions(self) -> dict[IPAddress, bool]:
+        """Whether BGP is established, by peer."""
+        sessions: Mapping[IPAddress, SessionState] = self._speaker.sessions() if self._speaker else {}
+        return {peer: state is SessionState.ESTABLISHED for peer, state in sessions.items()}
+
+    async def run(self) -> None:
+        """Keeps the speaker of the moment running; until cancelled, which leaves the routes for `hold`."""
+        while True:
+            self._changed.clear()
+            while self._retired:
+                await self._retired.pop().shutdown()
+            await self._run_until_changed()
+
+    async def _run_until_changed(self) -> None:
+        """A speaker that another one follows is just cancelled: the new one takes over its ExaBGP, or
+        replaces it where another is needed.
+        """
+        changed = asyncio.create_task(self._changed.wait(), name="rhi-changed")
+        tasks: list[asyncio.Task[object]] = [changed]
+        if self._speaker is not None:
+            tasks.append(asyncio.create_task(self._speaker.run(), name="rhi-speaker"))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
+
+    async def shutdown(self) -> bool:
+        """Withdraws all; whether there was anybody to tell."""
+        for speaker in self._retired:
+            await speaker.shutdown()
+        if self._speaker is None:
+            return False
+        await self._speaker.shutdown()
+        return True
