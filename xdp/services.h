@@ -59,9 +59,19 @@ static __always_inline u32 service_second_set(u64 hash, u32 sets)
 	return hash >> 40 & (sets - 1);
 }
 
+static __always_inline u64 service_hash4(u64 key)
+{
+	return service_hash_end(hash_mix(0, key));
+}
+
+static __always_inline u64 service_hash6(const u64 vip[2], u64 key)
+{
+	return service_hash_end(hash_mix(hash_mix(hash_mix(0, vip[0]), vip[1]), key));
+}
+
 static __always_inline bool service_find4(u32 vip, u64 key, u32 *value)
 {
-	u64 hash = service_hash_end(hash_mix(0, key | vip));
+	u64 hash = service_hash4(key | vip);
 	struct service_entry4 *entry = service_find_in4(service_first_set(hash, SERVICE_SETS4), key | vip);
 
 	if (!entry)
@@ -73,7 +83,7 @@ static __always_inline bool service_find4(u32 vip, u64 key, u32 *value)
 
 static __always_inline bool service_find6(const u64 vip[2], u64 key, u32 *value)
 {
-	u64 hash = service_hash_end(hash_mix(hash_mix(hash_mix(0, vip[0]), vip[1]), key));
+	u64 hash = service_hash6(vip, key);
 	struct service_entry6 *entry = service_find_in6(service_first_set(hash, SERVICE_SETS6), vip, key);
 
 	if (!entry)

@@ -35,8 +35,8 @@ CUTS = (
     Cut(
         "service look-up",
         "fast.h",
-        "struct service_entry4 *entry = service_find_in4(service_first_set(hash, SERVICE_SETS4), key);",
-        "struct service_entry4 first = {}, *entry = key ? &first : (void *)(hash & 0);",
+        "if (!fast_find(p, ports, ipv6, &index) || !interface)",
+        "index = 0;\n\tif (!interface)",
     ),
     Cut(
         "addressed to us?",
@@ -47,8 +47,8 @@ CUTS = (
     Cut(
         "the flow's name",
         "fast.h",
-        "hash = hash_end(hash_mix(FLOW_KEY, (u64)ip->daddr << 32 | ip->saddr), ports, ip->protocol);",
-        "hash = (u64)ports << 24 | ip->saddr;",
+        "hash = hash_end(hash_addresses(p.saddr, p.daddr, ipv6), ports, p.protocol);",
+        "hash = (u64)ports << 24 | p.saddr[0];",
     ),
     Cut(
         "slot of the Maglev table",
