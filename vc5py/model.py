@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -228,18 +228,151 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Bfd:
+    """Bidirectional forwarding detection with a neighbor (RFC 5880): gone after `multiplier` intervals."""
+
+    interval_ms: int = 100
+    multiplier: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Where a secret is to be read from, never the secret: a file, or a variable of the environment."""
+
+    file: str | None = None
+    variable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRule:
+    """Networks within `prefix` whose length is from `shortest` to `longest`."""
+
+    prefix: IPNetwork
+    shortest: int
+    longest: int
+
+    def matches(self, network: IPNetwork) -> bool:
+        if not self.shortest <= network.prefixlen <= self.longest:
+            return False
+        if isinstance(network, IPv4Network) and isinstance(self.prefix, IPv4Network):
+            return network.subnet_of(self.prefix)
+        if isinstance(network, IPv6Network) and isinstance(self.prefix, IPv6Network):
+            return network.subnet_of(self.prefix)
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAttributes:
+    """What is said of routes besides the next hop. `prepend`: how many times more our AS number is in the
+    path. `communities` are pairs (RFC 1997), `large_communities` triples (RFC 8092) of numbers.
+    """
+
+    med: int | None = None
+    local_preference: int | None = None
+    prepend: int = 0
+    communities: tuple[tuple[int, int], ...] = ()
+    large_communities: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """One BGP session to have, and what is announced over it.
+
+    `hold_time_s` is BGP's (RFC 4271, 4.2). `listen`: the port to take its connection on where we are
+    `passive`; else we connect to its `port`. `multihop`: the hops to it, None for one that is on our link
+    (eBGP) or wherever it may be (iBGP). `ttl_security`: packets that came over more hops are dropped (GTSM,
+    RFC 5082). `source` and `next_hops` None: the kernel's choice. `accept` empty: all VIPs; `reject` goes
+    first.
+    """
+
+    address: IPAddress
+    as_number: int
+    local_as: int
+    hold_time_s: int = 15
+    port: int = 179
+    passive: bool = False
+    listen: int = 179
+    source: IPAddress | None = None
+    multihop: int | None = None
+    ttl_security: int | None = None
+    password: Secret | None = None
+    next_hop4: IPv4Address | None = None
+    next_hop6: IPv6Address | None = None
+    families: frozenset[int] = frozenset({4, 6})
+    attributes: RouteAttributes = RouteAttributes()
+    accept: tuple[PrefixRule, ...] = ()
+    reject: tuple[PrefixRule, ...] = ()
+    bfd: Bfd | None = None
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether it is of our own autonomous system (iBGP)."""
+        return self.as_number == self.local_as
+
+    def admits(self, vip: IPAddress) -> bool:
+        """Whether this VIP is to be announced to it."""
+        if vip.version not in self.families:
+            return False
+        network = ip_network(vip)
+        if any(rule.matches(network) for rule in self.reject):
+            return False
+        return not self.accept or any(rule.matches(network) for rule in self.accept)
+
+
+@dataclass(frozen=True, slots=True)
 class RhiConfig:
-    """Route health injection: whom to tell about the VIPs, by BGP."""
+    """Route health injection: whom to tell about the VIPs, by BGP.
+
+    `hold_s`: routes outlive a director that died for so long. `graceful_s`: how long routes are announced
+    with the graceful-shutdown community (RFC 8326) before they are withdrawn at the end. `router_id` None:
+    our address.
+    """
 
     as_number: int
-    peers: tuple[IPAddress, ...]
+    neighbors: tuple[Neighbor, ...]
     hold_s: float = 30.0
+    graceful_s: float = 1.0
+    router_id: IPv4Address | None = None
+
+    @property
+    def peers(self) -> tuple[IPAddress, ...]:
+        return tuple(neighbor.address for neighbor in self.neighbors)
+
+
+class VipPolicy(StrEnum):
+    """When a VIP is announced: while all of the services on it serve, or while any does."""
+
+    ALL = "all"
+    ANY = "any"
+
+
+class VipState(StrEnum):
+    """What people want of a VIP at run time, over what the health of its services says."""
+
+    ANNOUNCED = "announced"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
 class MulticastGroup:
     address: IPAddress
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The balancers that share flows. Everything of theirs follows from `secret`; `keys`, where given, sign
+    their datagrams in its place, and can be exchanged while they run. `peers` get everything by unicast.
+    `interface` None: the first that the balancer is on. `datagram`: largest UDP payload, in bytes.
+    """
+
+    secret: Secret
+    keys: Secret | None = None
+    name: str = "vc5"
+    peers: tuple[IPAddress, ...] = ()
+    port: int = 9999
+    interface: str | None = None
+    datagram: int = 1400
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +410,9 @@ class Config:
     timeouts: Timeouts = Timeouts()
     drop_fragments: bool = False
     vlans: tuple[Vlan, ...] = ()
+    vip_policy: VipPolicy = VipPolicy.ALL
+    vip_policies: tuple[tuple[IPAddress, VipPolicy], ...] = ()
+    cluster: Cluster | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -2,7 +2,8 @@
 
 Reads commands from standard input, answers each with one line of JSON: `routes VIP...`, `undecided`
 (nothing), `status`, `flap VIP COUNT` (announce and withdraw in turns, each carried out before the next),
-`shutdown`, `crash-free-exit` (cancel `run` and exit, as a restart does).
+`shutdown`, `crash-free-exit` (cancel `run` and exit, as a restart does), `reload FILE` (another `rhi:`),
+`reachable ADDRESS`, `unreachable ADDRESS`, `standings`. Neighbors come by `--peer` or as `rhi:` in a file.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import argparse
 import asyncio
 import json
 import sys
+from dataclasses import asdict
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any
 
-from vc5py.model import RhiConfig
-from vc5py.rhi.speaker import Speaker
+from vc5py.config import parse
+from vc5py.errors import RhiError
+from vc5py.model import Neighbor, RhiConfig
+from vc5py.rhi.speaker import Machine, Speaker
 
 
 def status(speaker: Speaker) -> dict[str, Any]:
@@ -24,6 +28,19 @@ def status(speaker: Speaker) -> dict[str, Any]:
         "sessions": {str(peer): str(state) for peer, state in speaker.sessions().items()},
         "announced": sorted(map(str, speaker.announced())),
     }
+
+
+def standings(speaker: Speaker) -> dict[str, Any]:
+    return {
+        str(neighbor.address): {**asdict(one), "state": str(one.state)}
+        for neighbor, one in speaker.standings().items()
+    }
+
+
+def rhi(file: Path) -> RhiConfig:
+    config = parse("services: []\n" + file.read_text(), str(file)).rhi
+    assert config is not None
+    return config
 
 
 async def flap(speaker: Speaker, vip: str, count: int) -> None:
@@ -44,6 +61,17 @@ async def obey(speaker: Speaker, line: str) -> bool:
             await flap(speaker, arguments[0], int(arguments[1]))
         case "shutdown":
             await speaker.shutdown()
+        case "reachable" | "unreachable":
+            speaker.set_reachable(ip_address(arguments[0]), word == "reachable")
+        case "reload":
+            try:
+                speaker.reconfigure(rhi(Path(arguments[0])))
+            except RhiError as error:
+                print(json.dumps({"error": str(error)}), flush=True)
+                return True
+        case "standings":
+            print(json.dumps(standings(speaker)), flush=True)
+            return True
     print(json.dumps(status(speaker)), flush=True)
     return word not in ("shutdown", "crash-free-exit")
 
@@ -52,11 +80,15 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("state_dir", type=Path)
     parser.add_argument("local", type=ip_address)
-    parser.add_argument("--peer", type=ip_address, action="append", required=True)
+    parser.add_argument("--peer", type=ip_address, action="append", default=[])
+    parser.add_argument("--rhi", type=lambda name: rhi(Path(name)))
+    parser.add_argument("--next-hop", type=ip_address, action="append", default=[])
     parser.add_argument("--hold", type=float, default=30.0)
     arguments = parser.parse_args()
-    config = RhiConfig(65001, tuple(arguments.peer), arguments.hold)
-    speaker = Speaker(config, IPv4Address(str(arguments.local)), arguments.local, arguments.state_dir)
+    neighbors = tuple(Neighbor(peer, 65001, 65001) for peer in arguments.peer)
+    config = arguments.rhi or RhiConfig(65001, neighbors, arguments.hold)
+    machine = Machine(IPv4Address(str(arguments.local)), arguments.local, tuple(arguments.next_hop))
+    speaker = Speaker(config, machine, arguments.state_dir)
     running = asyncio.create_task(speaker.run())
     while await obey(speaker, await asyncio.to_thread(sys.stdin.readline) or "crash-free-exit"):
         pass

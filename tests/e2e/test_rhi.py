@@ -214,7 +214,7 @@ def test_a_vip_is_learned_and_withdrawn(start: StartDriver, router: Router) -> N
 
 
 def test_ipv6_sessions_and_routes(start: StartDriver, router: Router) -> None:
-    driver = start(A, "--peer", PEER, "--peer", PEER6)
+    driver = start(A, "--peer", PEER, "--peer", PEER6, "--next-hop", "fd99::2")
     driver.tell(f"routes {VIP} {VIP6}")
     eventually(lambda: len(router.routes(VIP)) == len(router.routes(VIP6)) == 2)
     assert "BGP.next_hop: fd99::2" in router.ask("show", "route", "for", VIP6, "all")
@@ -304,13 +304,29 @@ def test_a_director_that_never_decides_loses_the_adopted_routes(start: StartDriv
     assert second.tell("status") == {"sessions": {PEER: "established"}, "announced": []}
 
 
-def test_a_changed_configuration_is_not_adopted(start: StartDriver, router: Router) -> None:
+def test_a_changed_configuration_is_taken_over_without_a_flap(start: StartDriver, router: Router) -> None:
+    first = start()
+    first.tell(f"routes {VIP}")
+    before = eventually(router.learned(VIP))
+    exabgp = first.exabgp()
+    first.kill()
+    second = start(A, "--peer", PEER, "--peer", PEER6, hold=29.0)
+    second.tell(f"routes {VIP} {VIP6}")
+    eventually(router.learned(VIP6))
+    assert before[0] in router.routes(VIP), "the session that was there has not ended"
+    assert second.exabgp() == exabgp
+    assert (second.state / "relay.hold").read_text() == "29\n"
+
+
+def test_an_exabgp_that_can_not_take_over_is_replaced(start: StartDriver, router: Router) -> None:
     first = start()
     first.tell(f"routes {VIP}")
     eventually(router.learned(VIP))
     exabgp = first.exabgp()
     first.kill()
-    second = start(hold=29.0)
+    file = first.state / "exabgp.conf"
+    file.write_text(file.read_text().replace("relay.sock", "other.sock"))
+    second = start()
     second.tell(f"routes {VIP2}")
     eventually(router.learned(VIP2))
     assert second.exabgp() != exabgp

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from tests.unit.neighboring import ibgp
 from vc5py.config import load, load_with_warnings, parse, yaml_tree
+from vc5py.config.bgp import NeighborGroupSpec, NeighborSpec, RhiSpec
+from vc5py.config.cluster import ClusterSpec
 from vc5py.config.language import (
     DEFAULTS,
     DEFAULTS_IN_WORDS,
@@ -24,6 +27,7 @@ from vc5py.config.language import (
     DefaultsSpec,
     RealSpec,
     ServiceSpec,
+    VipSpec,
     fields,
 )
 from vc5py.config.ports import PORTS
@@ -42,7 +46,6 @@ from vc5py.model import (
     MulticastGroup,
     Protocol,
     Real,
-    RhiConfig,
     Scheduling,
     Service,
     Sorry,
@@ -113,7 +116,7 @@ def test_the_whole_language_arrives_in_the_model() -> None:
     assert parse(FULL, "vc5.yaml") == Config(
         learn_s=10.0,
         multicast=MulticastGroup(IPv4Address("224.0.0.1"), 9999),
-        rhi=RhiConfig(65000, (IPv4Address("10.10.100.3"), IPv4Address("10.10.100.4"))),
+        rhi=ibgp(65000, "10.10.100.3", "10.10.100.4"),
         services=(
             Service(
                 name="nginx",
@@ -296,7 +299,7 @@ reals: {g: [10.0.1.1]}
         ("multicast: '[ff02::1]:9999'", {"multicast": MulticastGroup(IPv6Address("ff02::1"), 9999)}),
         (
             "rhi: {as_number: 4294967295, peers: [fd00::1], hold: 0}",
-            {"rhi": RhiConfig(4294967295, (IPv6Address("fd00::1"),), 0.0)},
+            {"rhi": replace(ibgp(4294967295, "fd00::1"), hold_s=0.0)},
         ),
     ],
 )
@@ -524,7 +527,7 @@ def _nodes(node: Any, path: tuple[str | int, ...]) -> Iterator[dict[str, Any]]:
         if isinstance(node, dict):
             yield node
         return
-    if node is None:
+    if not isinstance(node, dict | list):
         return
     inner = node if path[0] == 0 else node.values() if path[0] == "*" else [node.get(path[0])]
     for one in inner:
@@ -545,13 +548,25 @@ def _example_mappings() -> dict[type[BaseModel], dict[str, list[Any]]]:
 
 
 # Shown as comments: with the other keys they would contradict, or name a file that isn't everywhere.
-COMMENTED = {(DefaultsSpec, "pass"), (DefaultsSpec, "tunnel_port"), (CheckSpec, "ca_file")}
+COMMENTED = {
+    (DefaultsSpec, "pass"),
+    (DefaultsSpec, "tunnel_port"),
+    (CheckSpec, "ca_file"),
+    (RhiSpec, "multihop"),
+    (RhiSpec, "password_file"),
+    (RhiSpec, "password_env"),
+    (ClusterSpec, "secret_env"),
+    (ClusterSpec, "keys_file"),
+    (ClusterSpec, "keys_env"),
+}
 
 
 def test_the_example_shows_every_key_with_its_default() -> None:
     cascading = set(fields(DefaultsSpec))
+    of_rhi = set(fields(NeighborGroupSpec)) & set(fields(RhiSpec)) - {"neighbors"}
+    above = {ServiceSpec: cascading, CheckSpec: cascading, NeighborGroupSpec: of_rhi, NeighborSpec: of_rhi}
     for model, shown in _example_mappings().items():
-        own = set(fields(model)) - (cascading if model in (ServiceSpec, CheckSpec) else set())
+        own = set(fields(model)) - above.get(model, set())
         assert {(model, key) for key in own - set(shown)} <= COMMENTED
         for key, field in fields(model).items():
             if key not in shown:
@@ -559,7 +574,8 @@ def test_the_example_shows_every_key_with_its_default() -> None:
             default = DEFAULTS.get(key) if model in (DefaultsSpec, DampingSpec) else field.default
             stated = field.is_required() or default in (None, "") or isinstance(default, BaseModel)
             values = [frozenset({200}), [frozenset({200})]] if 200 in shown[key] else shown[key]
-            assert stated or key == "reals" or default in values, f"{model.__name__}.{key}"
+            by_name = key in ("reals", "vips", "groups")
+            assert stated or by_name or default in values, f"{model.__name__}.{key}"
     for _, key in COMMENTED:
         assert re.search(rf"^ +# {key}: .*# .*Default: ", EXAMPLE.read_text(), re.MULTILINE), key
 
@@ -571,7 +587,8 @@ def test_every_line_of_the_example_that_could_be_left_out_names_its_default() ->
         key
         for model in _example_mappings()
         for key, field in fields(model).items()
-        if field.default is None and (model is RealSpec or key not in cascading)
+        if field.default is None and (model is RealSpec or key not in cascading or model is VipSpec)
+        if model not in (NeighborGroupSpec, NeighborSpec)
     )
     for key, count in without_default.items():
         about = [

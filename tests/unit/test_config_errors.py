@@ -63,7 +63,8 @@ STATUS = "an HTTP status code from 100 to 599, a range such as '200-299', or any
 PROBE = "seconds from 0.01 to 3600"
 DAY = "seconds from 0 to 86400"
 TOP_KEYS = (
-    "one of learn, multicast, rhi, metrics, flows, fragments, timeouts, vlans, defaults, services, reals"
+    "one of learn, multicast, cluster, rhi, metrics, flows, fragments, timeouts, vlans, defaults, services,"
+    " reals, vips"
 )
 LEVEL_KEYS = "interval, timeout, rise, fall, pass"
 SERVICE_KEYS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.neighboring import ibgp
 from vc5py import cli
 from vc5py.config import parse
 from vc5py.convert import convert
@@ -24,9 +25,11 @@ from vc5py.model import (
     ForwardMode,
     HttpRequest,
     MulticastGroup,
+    Neighbor,
+    PrefixRule,
     Protocol,
     Real,
-    RhiConfig,
+    RouteAttributes,
     Scheduling,
     Service,
     Vlan,
@@ -120,7 +123,7 @@ def test_the_settings_of_the_whole() -> None:
     assert config.learn_s == 15
     assert config.multicast == MulticastGroup(ip_address("224.0.0.9"), 7000)
     assert (config.metrics_address, config.metrics_port) == (ip_address("10.20.0.9"), 8000)
-    assert config.rhi == RhiConfig(65010, (ip_address("10.20.0.1"), ip_address("10.20.0.2")))
+    assert config.rhi == ibgp(65010, "10.20.0.1", "10.20.0.2")
     assert config.vlans == (
         Vlan(30, ip_network("10.30.0.0/24")),
         Vlan(40, ip_network("10.40.0.0/24")),
@@ -291,16 +294,43 @@ bgp:
     - {name: i, as_number: 65001, peers: [10.0.9.3, 10.0.9.1]}
 services: []
 """)
-    assert config.rhi == RhiConfig(65001, (ip_address("10.0.9.1"), ip_address("10.0.9.3")))
-    places = [note.split(": ")[1] for note in notes]
-    assert places == [
-        "bgp.hold_time", "bgp.groups[0].med", "bgp.groups[0].accept", "bgp.groups[1]",
-        "bgp.groups[1].communities",
-    ]  # fmt: skip
+    assert config.rhi is not None
+    first, second, third = config.rhi.neighbors
+    assert [str(neighbor.address) for neighbor in (first, second, third)] == [
+        "10.0.9.3",
+        "10.0.9.1",
+        "10.0.9.2",
+    ]
+    assert {neighbor.hold_time_s for neighbor in config.rhi.neighbors} == {10}
+    assert (third.as_number, third.local_as, third.attributes.communities) == (65002, 65002, ((65002, 1),))
+    assert (second.as_number, second.attributes.med) == (65001, 5)
+    assert first.attributes == RouteAttributes()
+    assert [note.split(": ")[1] for note in notes] == ["bgp.groups[0].accept[0]"]
+
+
+def test_settings_of_bgp() -> None:
+    config, notes = converted("""
+rhi: {as_number: 65001, peers: [10.0.9.1], local_pref: 7, source_ip: 10.0.9.9, next_hop_6: 'fd00::9',
+      accept: [10.1.2.3/8], reject: ['fd00::/8'], med: -1, listen: true}
+services: []
+""")
+    assert config.rhi is not None
+    (neighbor,) = config.rhi.neighbors
+    assert neighbor == Neighbor(
+        ip_address("10.0.9.1"),
+        65001,
+        65001,
+        source=ip_address("10.0.9.9"),
+        next_hop6=IPv6Address("fd00::9"),
+        attributes=RouteAttributes(local_preference=7),
+        accept=(PrefixRule(ip_network("10.0.0.0/8"), 8, 32),),
+        reject=(PrefixRule(ip_network("fd00::/8"), 8, 128),),
+    )
+    assert [note.split(": ")[1] for note in notes] == ["rhi.med", "rhi.listen"]
 
 
 NOTED = [
-    ("local_pref", "bgp:\n  as_number: 1\n  peers: [10.0.9.1]\n  local_pref: 5\n", "4:3: bgp.local_pref:"),
+    ("local_pref", "bgp:\n  as_number: 1\n  peers: [10.0.9.1]\n  local_pref: a\n", "4:15: bgp.local_pref:"),
     ("prefixes", "prefixes: {a: [10.0.0.0/8]}\n", "1:1: prefixes: not carried over"),
     ("interfaces", "interfaces: [ens1]\n", "1:1: interfaces: not carried over: give them on the"),
     ("logging", "logging: {alert: 4}\n", "1:1: logging: not carried over"),

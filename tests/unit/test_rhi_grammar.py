@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ from typing import Any
 import pytest
 
 from vc5py.errors import RhiError
-from vc5py.model import IPAddress, RhiConfig
-from vc5py.rhi import child, grammar
-from vc5py.rhi.grammar import Neighbor, NeighborStatus, SessionState
+from vc5py.model import IPAddress, Neighbor, RouteAttributes, Secret
+from vc5py.rhi import grammar
+from vc5py.rhi.grammar import NeighborStatus, SessionState
+from vc5py.rhi.sessions import Session
 
 PEERS = (IPv4Address("10.99.0.1"), IPv6Address("fd99::1"))
 LOCAL: dict[int, IPAddress] = {4: IPv4Address("10.99.0.2"), 6: IPv6Address("fd99::2")}
@@ -34,18 +38,32 @@ STATE_EVENT = {
 }
 
 
-def configured(*relay: str) -> str:
-    neighbors = grammar.neighbors(RhiConfig(65001, PEERS), LOCAL)
-    return grammar.configuration(neighbors, IPv4Address("10.99.0.2"), LOCAL, relay)
+PLAIN = Neighbor(PEERS[0], 65001, 65001)
+EBGP = Neighbor(
+    PEERS[0],
+    4200000001,
+    65001,
+    hold_time_s=9,
+    port=1790,
+    password=Secret(file="/key"),
+    attributes=RouteAttributes(30, 200, 2, ((65001, 100), (65535, 65281)), ((65001, 1, 2),)),
+)
+
+
+def session(neighbor: Neighbor = PLAIN, password: bytes | None = None) -> Session:
+    return Session(neighbor, LOCAL[neighbor.address.version], (LOCAL[4], LOCAL[6]), password)
+
+
+def configured(*relay: str, sessions: tuple[Session, ...] = (session(),)) -> str:
+    return grammar.configuration(sessions, IPv4Address("10.99.0.2"), relay)
 
 
 def test_the_configuration_file() -> None:
-    neighbor = Neighbor(PEERS[0], LOCAL[4], 65001, 65002, hold_time_s=9)
-    text = grammar.configuration([neighbor], IPv4Address("192.0.2.7"), {4: LOCAL[4]}, ["/bin/relay", "/s"])
+    only4 = replace(session(replace(EBGP, password=None)), next_hops=(LOCAL[4],))
+    text = grammar.configuration([only4], IPv4Address("192.0.2.7"), ["/bin/relay", "/s"])
     assert (
         text
         == """\
-# next-hop ipv4 10.99.0.2
 process relay {
   run /bin/relay /s;
   encoder json;
@@ -54,8 +72,11 @@ neighbor 10.99.0.1 {
   router-id 192.0.2.7;
   local-address 10.99.0.2;
   local-as 65001;
-  peer-as 65002;
+  peer-as 4200000001;
   hold-time 9;
+  passive false;
+  connect 1790;
+  outgoing-ttl 1;
   family { ipv4 unicast; }
   capability { graceful-restart disable; route-refresh enable; }
   api { processes [ relay ]; neighbor-changes; }
@@ -64,17 +85,69 @@ neighbor 10.99.0.1 {
     )
 
 
-def test_every_peer_is_an_ibgp_neighbor_from_the_address_of_its_version() -> None:
-    assert grammar.neighbors(RhiConfig(65001, PEERS), LOCAL) == (
-        Neighbor(PEERS[0], LOCAL[4], 65001, 65001),
-        Neighbor(PEERS[1], LOCAL[6], 65001, 65001),
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"multihop": 3}, ["passive false;", "connect 1790;", "outgoing-ttl 3;"]),
+        ({"ttl_security": 1}, ["passive false;", "connect 1790;", "outgoing-ttl 255;", "incoming-ttl 255;"]),
+        ({"ttl_security": 2}, ["passive false;", "connect 1790;", "outgoing-ttl 255;", "incoming-ttl 254;"]),
+        ({"as_number": 65001}, ["passive false;", "connect 1790;"]),
+        ({"passive": True, "listen": 1179}, ["passive true;", "listen 1179;", "outgoing-ttl 1;"]),
+    ],
+)
+def test_the_transport_of_a_session(changes: dict[str, Any], expected: list[str]) -> None:
+    text = configured("/relay", sessions=(session(replace(EBGP, password=None, **changes)),))
+    assert re.findall(r"(?:passive|connect|listen|\w+-ttl) [^;]*;", text) == expected
+
+
+@pytest.mark.parametrize("password", [b"plain", b'quo"te; } {\n#', bytes(range(1, 81))])
+def test_a_password_is_one_word_of_base64(password: bytes) -> None:
+    text = configured("/relay", sessions=(session(EBGP, password),))
+    (word,) = re.findall("md5-password (.*);\n", text)
+    assert base64.b64decode(word) == password
+    assert "md5-base64 true;" in text
+    assert repr(password) not in repr(session(EBGP, password))
+
+
+def test_a_change_of_neighbors_can_be_taken_over_and_one_of_the_relay_can_not() -> None:
+    text = configured("/relay", "/s")
+    assert grammar.reloadable(text, ("/relay", "/s"))
+    assert not grammar.reloadable(text, ("/relay", "/other"))
+
+
+def test_what_is_said_of_routes() -> None:
+    assert grammar.said(session(), 4) == "origin igp next-hop 10.99.0.2"
+    assert grammar.said(session(), 6) == "origin igp next-hop fd99::2"
+    assert grammar.said(replace(session(), next_hops=(LOCAL[4],)), 6) is None
+    communities = "community [ 65001:100 65535:65281 ] large-community [ 65001:1:2 ]"
+    assert grammar.said(session(EBGP), 4) == (
+        f"origin igp next-hop 10.99.0.2 med 30 as-path [ 65001 65001 65001 ] {communities}"
+    )
+    assert grammar.said(session(replace(EBGP, as_number=65001)), 4) == (
+        f"origin igp next-hop 10.99.0.2 med 30 local-preference 200 {communities}"
+    )
+
+
+def test_what_is_said_at_the_end() -> None:
+    assert grammar.said(session(), 4, graceful=True) == (
+        "origin igp next-hop 10.99.0.2 local-preference 0 community [ 65535:0 ]"
+    )
+    ebgp = Neighbor(PEERS[0], 65002, 65001)
+    assert (
+        grammar.said(session(ebgp), 4, graceful=True) == "origin igp next-hop 10.99.0.2 community [ 65535:0 ]"
     )
 
 
 def test_exabgp_accepts_the_configuration(tmp_path: Path) -> None:
     file = tmp_path / "exabgp.conf"
-    file.write_text(configured(sys.executable, "-I", "/relay.py", "/state/relay.sock", "--hold", "1.5"))
-    command = [str(child.executable()), "validate", "-nrv", str(file)]
+    others = (
+        session(replace(EBGP, ttl_security=3), bytes(range(1, 81))),
+        session(replace(EBGP, address=PEERS[1], passive=True, multihop=4)),
+    )
+    relay = (sys.executable, "-I", "/relay.py", "/state/relay.sock")
+    file.write_text(configured(*relay, sessions=others))
+    exabgp = str(Path(sys.executable).parent / "exabgp")
+    command = [exabgp, "validate", "-nrv", str(file)]
     checked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -87,16 +160,16 @@ def test_nothing_but_plain_words_is_written(word: str) -> None:
         grammar.environment(word)
 
 
-@pytest.mark.parametrize(
-    ("vip", "next_hop", "route"),
-    [
-        ("192.0.2.1", "10.99.0.2", "route 192.0.2.1/32 next-hop 10.99.0.2"),
-        ("2001:db8::1", "fd99::2", "route 2001:db8::1/128 next-hop fd99::2"),
-    ],
-)
-def test_commands(vip: str, next_hop: str, route: str) -> None:
-    assert grammar.announce(ip_address(vip), ip_address(next_hop)) == f"announce {route}"
-    assert grammar.withdraw(ip_address(vip), ip_address(next_hop)) == f"withdraw {route}"
+def test_commands() -> None:
+    vip, vip6 = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+    assert grammar.announce([PEERS[0]], vip, "next-hop 10.99.0.2") == (
+        "neighbor 10.99.0.1 announce route 192.0.2.1/32 next-hop 10.99.0.2"
+    )
+    assert grammar.withdraw(PEERS, vip6, "next-hop fd99::2") == (
+        "neighbor 10.99.0.1 , neighbor fd99::1 withdraw route 2001:db8::1/128 next-hop fd99::2"
+    )
+    assert grammar.resend(PEERS[0]) == "neighbor 10.99.0.1 flush adj-rib out"
+    assert grammar.tear_down(PEERS[0]) == "neighbor 10.99.0.1 teardown 10"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +182,9 @@ def test_commands(vip: str, next_hop: str, route: str) -> None:
 )
 def test_session_events(word: str, state: SessionState) -> None:
     event: dict[str, Any] = {**STATE_EVENT, "neighbor": {**STATE_EVENT["neighbor"], "state": word}}  # type: ignore[dict-item]
-    assert grammar.parse_event(event) == (PEERS[0], state)
+    assert grammar.parse_event(event) == (PEERS[0], state, "")
+    event["neighbor"]["reason"] = "hold timer"
+    assert grammar.parse_event(event) == (PEERS[0], state, "hold timer")
 
 
 def test_other_events_are_not_about_sessions() -> None:
@@ -129,15 +204,17 @@ def test_routes_are_read() -> None:
         "fd99::1 ipv6 unicast 2001:db8::1/128 next-hop fd99::2",
     ]
     assert grammar.parse_routes(lines) == {
-        (PEERS[0], IPv4Address("192.168.101.1")),
-        (PEERS[1], IPv6Address("2001:db8::1")),
+        (PEERS[0], IPv4Address("192.168.101.1")): "next-hop 10.99.0.2",
+        (PEERS[1], IPv6Address("2001:db8::1")): "next-hop fd99::2",
     }
-    assert grammar.parse_routes([]) == frozenset()
+    assert grammar.parse_routes([]) == {}
 
 
 def test_what_is_not_understood_is_an_error() -> None:
     with pytest.raises(RhiError, match="list of routes"):
         grammar.parse_routes(["nonsense"])
+    with pytest.raises(RhiError, match="list of routes"):
+        grammar.parse_routes(["10.99.0.1 ipv4 unicast 192.168.101.1/32 via 10.99.0.2"])
     with pytest.raises(RhiError, match="list of neighbors"):
         grammar.parse_neighbors(['[{"fsm": "ESTABLISHED"}]'])
     with pytest.raises(RhiError, match="event"):

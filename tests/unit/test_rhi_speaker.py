@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from vc5py.errors import RhiError
-from vc5py.model import RhiConfig
+from vc5py.model import Neighbor, RhiConfig
 from vc5py.rhi import child
 from vc5py.rhi.child import Child, StateFiles
-from vc5py.rhi.speaker import SessionState, Speaker, source_address
+from vc5py.rhi.sessions import source_address
+from vc5py.rhi.speaker import Machine, SessionState, Speaker
 
 LOCAL = IPv4Address("127.0.0.1")
 PEER = IPv4Address("127.0.0.9")
@@ -23,7 +24,8 @@ SLEEPER = "import sys, time; print('ready', flush=True); time.sleep(60)"
 
 
 def speaker(state_dir: Path) -> Speaker:
-    return Speaker(RhiConfig(65001, (PEER,)), LOCAL, LOCAL, state_dir)
+    config = RhiConfig(65001, (Neighbor(PEER, 65001, 65001),))
+    return Speaker(config, Machine(LOCAL, LOCAL), state_dir)
 
 
 @pytest.fixture
@@ -36,6 +38,11 @@ def sleeper(tmp_path: Path) -> Path:
     path = tmp_path / "sleeper.py"
     path.write_text(SLEEPER)
     return path
+
+
+def started_with(files: StateFiles, sleeper: Path, text: str = "") -> Child:
+    files.write(text, 2.5)
+    return child.start(files, sleeper, {"NAME": "value"})
 
 
 async def ready(started: Child, files: StateFiles) -> None:
@@ -63,13 +70,13 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_source_address_is_the_kernels_choice() -> None:
-    assert source_address(PEER) == LOCAL
-    assert source_address(ip_address("::1")) == ip_address("::1")
+    assert source_address(PEER, 179) == LOCAL
+    assert source_address(ip_address("::1"), 179) == ip_address("::1")
 
 
 def test_no_source_address_is_an_error() -> None:
     with pytest.raises(RhiError, match="no local address"):
-        source_address(ip_address("255.255.255.255"))
+        source_address(ip_address("255.255.255.255"), 179)
 
 
 async def test_shutdown_without_exabgp_does_nothing(tmp_path: Path) -> None:
@@ -78,11 +85,15 @@ async def test_shutdown_without_exabgp_does_nothing(tmp_path: Path) -> None:
 
 
 async def test_exabgp_is_started_apart_found_again_and_stopped(files: StateFiles, sleeper: Path) -> None:
-    started = child.start(files, sleeper, "text", {"NAME": "value"})
+    started = started_with(files, sleeper, "text")
     await ready(started, files)
     try:
         assert os.getsid(started.pid) == started.pid
         assert files.written_configuration() == "text"
+        assert files.hold.read_text() == "2.5\n"
+        assert {path.stat().st_mode & 0o777 for path in (files.configuration, files.hold, files.log)} == {
+            0o600
+        }
         found = child.find(files)
         assert found is not None
         assert found.pid == started.pid
@@ -107,7 +118,7 @@ async def test_one_that_ignores_sigterm_is_killed(
 ) -> None:
     monkeypatch.setattr(child, "STOP_S", 0.2)
     sleeper.write_text("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER)
-    started = child.start(files, sleeper, "", {})
+    started = started_with(files, sleeper)
     await ready(started, files)
     await started.stop()
     started.close()
@@ -116,7 +127,7 @@ async def test_one_that_ignores_sigterm_is_killed(
 
 
 async def test_a_process_that_is_gone_can_not_be_held(files: StateFiles, sleeper: Path) -> None:
-    started = child.start(files, sleeper, "", {})
+    started = started_with(files, sleeper)
     await started.stop()
     started.close()
     with pytest.raises(ProcessLookupError):

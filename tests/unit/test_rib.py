@@ -1,4 +1,4 @@
-"""The difference between announced and desired routes."""
+"""The difference between what neighbors were told and what they are to be told."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vc5py.core.rib import RouteAction, RouteChange, diff
+from vc5py.core.rib import UNKNOWN, Route, RouteAction, RouteChange, complete, diff
 from vc5py.model import IPAddress
 
-VIPS = st.frozensets(st.one_of(st.integers(1, 6).map(IPv4Address), st.integers(1, 6).map(IPv6Address)))
+ONE, TWO = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
+VIPS = st.one_of(st.integers(1, 4).map(IPv4Address), st.integers(1, 4).map(IPv6Address))
+ROUTES = st.tuples(st.sampled_from([ONE, TWO, IPv6Address("fd00::1")]), VIPS)
+TABLES = st.dictionaries(ROUTES, st.sampled_from(["a", "b"]))
 
 
-def addresses(*texts: str) -> frozenset[IPAddress]:
-    return frozenset(map(ip_address, texts))
+def table(said: str, *vips: str, neighbor: IPAddress = ONE) -> dict[Route, str]:
+    return {(neighbor, ip_address(vip)): said for vip in vips}
 
 
-def applied(announced: frozenset[IPAddress], changes: tuple[RouteChange, ...]) -> frozenset[IPAddress]:
+def applied(told: dict[Route, str], changes: tuple[RouteChange, ...]) -> dict[Route, str]:
+    told = dict(told)
     for change in changes:
-        one = frozenset({change.vip})
-        announced = announced | one if change.action is RouteAction.ANNOUNCE else announced - one
-    return announced
+        for neighbor in change.neighbors:
+            if change.action is RouteAction.ANNOUNCE:
+                told[neighbor, change.vip] = change.said
+            else:
+                assert told.pop((neighbor, change.vip)) == change.said, "a withdrawal says what was announced"
+    return told
 
 
 def test_withdrawals_come_first_and_each_kind_is_ordered() -> None:
     changes = diff(
-        addresses("192.0.2.10", "192.0.2.9", "2001:db8::1"),
-        addresses("192.0.2.10", "2001:db8::2", "192.0.2.200", "192.0.2.30"),
+        table("x", "192.0.2.10", "192.0.2.9", "2001:db8::1"),
+        table("x", "192.0.2.10", "2001:db8::2", "192.0.2.200", "192.0.2.30"),
     )
     assert [(str(change.action), str(change.vip)) for change in changes] == [
         ("withdraw", "192.0.2.9"),
@@ -38,27 +45,33 @@ def test_withdrawals_come_first_and_each_kind_is_ordered() -> None:
     ]
 
 
-def test_routes_that_only_some_routers_have_are_announced_again_or_withdrawn() -> None:
-    partial = addresses("192.0.2.1", "192.0.2.2")
-    assert diff(frozenset(), addresses("192.0.2.1"), partial) == (
-        RouteChange(RouteAction.WITHDRAW, IPv4Address("192.0.2.2")),
-        RouteChange(RouteAction.ANNOUNCE, IPv4Address("192.0.2.1")),
+def test_neighbors_that_are_told_the_same_share_a_change() -> None:
+    vip = ip_address("192.0.2.1")
+    wanted = {(TWO, vip): "x", (ONE, vip): "x", (ip_address("fd00::1"), vip): "y"}
+    assert diff({}, wanted) == (
+        RouteChange(RouteAction.ANNOUNCE, vip, (ONE, TWO), "x"),
+        RouteChange(RouteAction.ANNOUNCE, vip, (ip_address("fd00::1"),), "y"),
     )
 
 
-@given(VIPS, VIPS)
-def test_applying_the_difference_gives_what_is_desired(
-    announced: frozenset[IPAddress], desired: frozenset[IPAddress]
-) -> None:
-    changes = diff(announced, desired)
-    assert applied(announced, changes) == desired
-    assert len(changes) == len(announced ^ desired)
+def test_what_is_said_otherwise_or_of_which_nothing_is_known_is_announced_again() -> None:
+    vip = ip_address("192.0.2.1")
+    for before in ("old", UNKNOWN):
+        assert diff({(ONE, vip): before}, {(ONE, vip): "new"}) == (
+            RouteChange(RouteAction.ANNOUNCE, vip, (ONE,), "new"),
+        )
 
 
-@given(VIPS, VIPS, VIPS)
-def test_partial_routes_always_get_a_change_of_their_own(
-    announced: frozenset[IPAddress], desired: frozenset[IPAddress], partial: frozenset[IPAddress]
+def test_a_vip_is_complete_when_all_were_told_who_are_to_know() -> None:
+    first, second = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    told = {(ONE, first): "x", (TWO, second): "x"}
+    assert complete(told, [(ONE, first), (ONE, second), (TWO, second)]) == {first}
+
+
+@given(TABLES, TABLES)
+def test_applying_the_difference_gives_what_is_wanted(
+    told: dict[Route, str], wanted: dict[Route, str]
 ) -> None:
-    changes = diff(announced, desired, partial)
-    assert partial <= {change.vip for change in changes}
-    assert applied(announced | partial, changes) == desired
+    changes = diff(told, wanted)
+    assert applied(told, changes) == wanted
+    assert diff(wanted, wanted) == ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from vc5py.config import bgp, cluster
 from vc5py.config.language import (
     DEFAULTS,
     CheckSpec,
@@ -16,7 +17,6 @@ from vc5py.config.language import (
     DefaultsSpec,
     RealItem,
     RealSpec,
-    RhiSpec,
     ServiceSpec,
     SorrySpec,
 )
@@ -32,7 +32,6 @@ from vc5py.model import (
     HttpRequest,
     IPNetwork,
     Real,
-    RhiConfig,
     Service,
     Sorry,
     Timeouts,
@@ -55,7 +54,8 @@ def build(spec: ConfigSpec) -> Config:
         services=tuple(builder.service(service) for service in spec.services),
         learn_s=spec.learn,
         multicast=spec.multicast,
-        rhi=_rhi(spec.rhi) if spec.rhi else None,
+        cluster=cluster.build(spec.cluster) if spec.cluster else None,
+        rhi=bgp.build(spec.rhi) if spec.rhi else None,
         metrics_address=spec.metrics.address,
         metrics_port=spec.metrics.port,
         flows=spec.flows,
@@ -64,6 +64,8 @@ def build(spec: ConfigSpec) -> Config:
         ),
         drop_fragments=spec.fragments is Fragments.DROP,
         vlans=_vlans(spec),
+        vip_policy=_lowest("announce", (spec.defaults,)),
+        vip_policies=tuple((vip, one.announce) for vip, one in spec.vips.items() if one.announce is not None),
     )
 
 
@@ -218,7 +220,3 @@ def _http(spec: CheckSpec) -> HttpRequest:
         verify=spec.verify,
         ca_file=spec.ca_file,
     )
-
-
-def _rhi(spec: RhiSpec) -> RhiConfig:
-    return RhiConfig(as_number=spec.as_number, peers=tuple(spec.peers), hold_s=spec.hold)

@@ -14,9 +14,12 @@ from inspect import get_annotations
 from ipaddress import ip_address
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
+from vc5py.config import bgp, cluster
+from vc5py.config.bgp import RhiSpec
+from vc5py.config.bgp_scalars import PolicyName, VipKey
 from vc5py.config.check_scalars import (
     Answer,
     BodyPattern,
@@ -37,10 +40,11 @@ from vc5py.config.check_scalars import (
     UrlHost,
     UrlPath,
 )
+from vc5py.config.cluster import ClusterSpec
+from vc5py.config.mapping import Mapping as _Mapping
 from vc5py.config.report import WHOLE_FILE, Node, Path, Report, about, mismatch
 from vc5py.config.scalars import (
     EXPECTED,
-    AsNumber,
     BelowNeedName,
     Count,
     Description,
@@ -51,7 +55,6 @@ from vc5py.config.scalars import (
     ForwardedAddress,
     Fragments,
     FragmentsName,
-    HostAddress,
     LocalAddress,
     LongTime,
     ModeName,
@@ -88,7 +91,6 @@ from vc5py.model import (
     HttpRequest,
     Protocol,
     Real,
-    RhiConfig,
     Service,
     Timeouts,
 )
@@ -98,16 +100,11 @@ _CONFIG = Config(services=())
 _CHECK = Check(name="", type=CheckType.TCP, port=1)
 _HTTP = HttpRequest()
 _DNS = DnsQuestion()
-_RHI = RhiConfig(as_number=1, peers=())
 _REAL = Real(ip_address("0.0.0.0"))
 _FORWARDING = _REAL.forwarding
 _SERVICE = Service("", "", (), (), (), (), need=1, checks=())
 _DAMPING = Damping()
 _TIMEOUTS = Timeouts()
-
-
-class _Mapping(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class _Probing(_Mapping):
@@ -181,6 +178,10 @@ class _Serving(_Probing):
 
 class DefaultsSpec(_Serving):
     """What holds for all services, and their checks, that don't say otherwise."""
+
+    announce: Optionally[PolicyName] = Field(
+        None, description="When a VIP is announced: while all services on it are healthy, or any is."
+    )
 
 
 class CheckSpec(_Probing):
@@ -306,13 +307,12 @@ class ServiceSpec(_Serving):
     )
 
 
-class RhiSpec(_Mapping):
-    """Route health injection: BGP sessions over which the VIPs of healthy services are announced."""
+class VipSpec(_Mapping):
+    """What holds for one VIP, whatever services are on it."""
 
-    as_number: AsNumber = Field(description="Our autonomous system number, and the peers' (iBGP).")
-    peers: NonEmpty[HostAddress] = Field(description="Addresses of the BGP neighbors.")
-    hold: Duration = Field(
-        _RHI.hold_s, description="Seconds the routes outlive a director that died, until they are withdrawn."
+    announce: Optionally[PolicyName] = Field(
+        None,
+        description="Announced while all services on it are healthy, or any is. Default: as in `defaults`.",
     )
 
 
@@ -344,6 +344,9 @@ class ConfigSpec(_Mapping):
     multicast: Optionally[Multicast] = Field(
         None, description="Multicast address and port for sharing flows with other balancers. Default: none."
     )
+    cluster: Optionally[ClusterSpec] = Field(
+        None, description="The balancers that share flows. Default: they are not shared."
+    )
     rhi: Optionally[RhiSpec] = Field(None, description="BGP. Default: VIPs are not announced.")
     metrics: MetricsSpec = Field(MetricsSpec(), description="The metrics endpoint.")
     flows: FlowEntries = Field(_CONFIG.flows, description="Entries in the flow table, a power of two.")
@@ -361,6 +364,9 @@ class ConfigSpec(_Mapping):
     )
     services: list[ServiceSpec] = Field(description="The services.")
     reals: dict[Name, NonEmpty[RealItem]] = Field({}, description="Groups of reals by name.")
+    vips: dict[VipKey, VipSpec] = Field(
+        {}, description="What holds for single VIPs, by address; services say which VIPs there are."
+    )
 
 
 DEFAULTS: dict[str, Any] = {
@@ -381,6 +387,7 @@ DEFAULTS: dict[str, Any] = {
     "reuse": _DAMPING.reuse,
     "half_life": _DAMPING.half_life_s,
     "longest": _DAMPING.longest_s,
+    "announce": _CONFIG.vip_policy,
 }
 """What holds where no level says anything, by key of `DefaultsSpec` and `DampingSpec`."""
 
@@ -393,7 +400,9 @@ DEFAULTS_IN_WORDS = {
 
 MODELS: dict[Path, type[BaseModel]] = {
     (): ConfigSpec,
-    ("rhi",): RhiSpec,
+    **bgp.MODELS,
+    **cluster.MODELS,
+    ("vips", "*"): VipSpec,
     ("metrics",): MetricsSpec,
     ("timeouts",): TimeoutsSpec,
     ("defaults",): DefaultsSpec,
@@ -470,4 +479,8 @@ def _known_keys(path: Path) -> list[str]:
     general = tuple(0 if isinstance(part, int) else part for part in path)
     if path[:1] == ("reals",):
         general = ("reals", "*", 0)
+    elif path[:1] == ("vips",):
+        general = ("vips", "*")
+    elif path[:2] == ("rhi", "groups"):
+        general = ("rhi", "groups", "*", *general[3:])
     return list(fields(MODELS[general]))

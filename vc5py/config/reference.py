@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from vc5py.config.bgp import BfdSpec, NeighborGroupSpec, NeighborSpec, RhiSpec
+from vc5py.config.cluster import ClusterSpec
 from vc5py.config.language import (
     DEFAULTS,
     DEFAULTS_IN_WORDS,
@@ -23,10 +25,10 @@ from vc5py.config.language import (
     DefaultsSpec,
     MetricsSpec,
     RealSpec,
-    RhiSpec,
     ServiceSpec,
     SorrySpec,
     TimeoutsSpec,
+    VipSpec,
     fields,
 )
 from vc5py.config.ports import PORTS
@@ -43,7 +45,12 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`checks`", CheckSpec),
     ("Reals", RealSpec),
     ("`sorry`", SorrySpec),
+    ("`cluster`", ClusterSpec),
     ("`rhi`", RhiSpec),
+    ("`rhi.groups`", NeighborGroupSpec),
+    ("`rhi.neighbors`", NeighborSpec),
+    ("`rhi.bfd`", BfdSpec),
+    ("`vips`", VipSpec),
     ("`metrics`", MetricsSpec),
     ("`timeouts`", TimeoutsSpec),
 )

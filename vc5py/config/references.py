@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from vc5py.config import checks, forwarding, settings
+from vc5py.config import bgp, checks, cluster, forwarding, settings
 from vc5py.config.ports import number
 from vc5py.config.report import Path, Report, dotted, found, shown
 from vc5py.config.view import Place, View, parsed_address
@@ -47,7 +47,8 @@ class _Checker:
 
     def check(self) -> None:
         view = self._view
-        view.once(view.several(("rhi", "peers")), parsed_address)
+        bgp.check(view)
+        cluster.check(view)
         for name in view.keys(("reals",)):
             self._groups[name] = view.once(list(self._addresses(("reals", name))), parsed_address)
         settings.check_levels(view)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from vc5py.config.report import Path
-from vc5py.config.view import View
+from vc5py.config.view import View, parsed_address
 from vc5py.model import (
     AdminState,
     Check,
@@ -41,6 +41,8 @@ def check(config: Config, view: View, own: frozenset[IPAddress]) -> None:
     _own_addresses(config, view, own)
     _shared_dscp(config, view)
     _unused_groups(view)
+    _bgp(config, view)
+    _vips(config, view)
     _whole(config, view)
 
 
@@ -160,9 +162,9 @@ def _own_addresses(config: Config, view: View, own: frozenset[IPAddress]) -> Non
         for real in reals:
             if real.address in own:
                 view.warn(path, f"found the real {real.address}, an address of this machine")
-    for number, peer in enumerate(config.rhi.peers if config.rhi else ()):
+    for peer in config.rhi.peers if config.rhi else ():
         if peer in own and not peer.is_loopback:
-            view.warn(("rhi", "peers", number), f"found {peer}, an address of this machine")
+            view.warn(_neighbor(config, view, peer), f"found {peer}, an address of this machine")
 
 
 def _shared_dscp(config: Config, view: View) -> None:
@@ -184,6 +186,41 @@ def _shared_dscp(config: Config, view: View) -> None:
             )
 
 
+def _neighbor(config: Config, view: View, peer: IPAddress) -> Path:
+    """Where it is written."""
+    lists: list[Path] = [("rhi", "peers"), ("rhi", "neighbors")]
+    lists += [("rhi", "groups", name, "neighbors") for name in view.keys(("rhi", "groups"))]
+    for item in (item for path in lists for item in view.several(path)):
+        text = item.value.get("address") if isinstance(item.value, dict) else item.value
+        if text is not None and parsed_address(text) == peer:
+            return item.path
+    return ("rhi",)
+
+
+def _bgp(config: Config, view: View) -> None:
+    """Of settings that are written at a neighbor itself; one from above may be meant for others."""
+    for neighbor in config.rhi.neighbors if config.rhi else ():
+        path = _neighbor(config, view, neighbor.address)
+        node = view.node(path)
+        kind, idle = ("eBGP", ["local_preference"])
+        if neighbor.is_internal:
+            kind, idle = ("iBGP", ["prepend", "multihop"])
+        for key in idle:
+            if isinstance(node, dict) and key in node:
+                view.warn((*path, key), f"found for an {kind} neighbor: it has no effect")
+        if neighbor.bfd and neighbor.multihop and not neighbor.is_internal:
+            view.warn(path, "found bfd for a neighbor over several hops: it works on one link only")
+        if neighbor.address in (neighbor.next_hop4, neighbor.next_hop6):
+            view.warn(path, f"found {neighbor.address}, the neighbor itself, as the next hop")
+
+
+def _vips(config: Config, view: View) -> None:
+    served = {vip for service in config.services for vip in service.vips}
+    for name in view.keys(("vips",)):
+        if parsed_address(name) not in served:
+            view.warn(("vips", name), "found a VIP that no service has")
+
+
 def _unused_groups(view: View) -> None:
     used = {
         place.value
@@ -197,7 +234,7 @@ def _unused_groups(view: View) -> None:
 
 
 def _whole(config: Config, view: View) -> None:
-    if config.learn_s and config.multicast is None:
+    if config.learn_s and config.multicast is None and not (config.cluster and config.cluster.peers):
         view.warn(("learn",), f"found {config.learn_s:g} without 'multicast': there is nobody to learn from")
     if config.timeouts.established_s < config.timeouts.unproven_s:
         view.warn(

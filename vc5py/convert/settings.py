@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from vc5py.config.bgp_scalars import Attribute32, Community, HoldTime, NextHop6
 from vc5py.config.report import Path, found
 from vc5py.config.scalars import AsNumber, HostAddress, LocalAddress, Multicast, VlanKey
 from vc5py.convert.source import Source
@@ -20,7 +21,7 @@ _MULTICAST, _VLAN = TypeAdapter(Multicast), TypeAdapter(VlanKey)
 _KNOWN = {"services", "servers", "policy", "scheduler", "learn", "multicast", "webserver", "bgp", "rhi",
           "vlans", "vlans6"}  # fmt: skip
 _NO_COUNTERPART = {
-    "prefixes": "there are no filters of routes; filter on the routers",
+    "prefixes": "routes are filtered by neighbor: see 'accept' and 'reject'",
     "webroot": "the files of the web server are built in",
     "logging": "logs go to standard error",
     "defcon": "there is no such setting",
@@ -31,17 +32,20 @@ _NO_COUNTERPART = {
     "host_id": "there is no such setting",
 }
 _BGP_NO_COUNTERPART = {
-    "hold_time": "the hold time of sessions can't be set ('hold' is something else)",
-    "med": "routes are announced without it",
-    "local_pref": "routes are announced with the default",
-    "communities": "routes are announced without them",
-    "source_ip": "sessions are from the address given by vc5py run --address",
-    "next_hop_6": "the next hop is this machine",
-    "listen": "sessions are opened from here",
-    "multiprotocol": "IPv6 VIPs are announced anyway",
-    "accept": "there are no filters of routes; filter on the routers",
-    "reject": "there are no filters of routes; filter on the routers",
+    "listen": "sessions are opened from here; see 'passive'",
+    "multiprotocol": "IPv6 VIPs are announced anyway; see 'families'",
 }
+_BGP_SETTINGS: dict[str, tuple[str, TypeAdapter[Any]]] = {
+    "hold_time": ("hold_time", TypeAdapter(HoldTime)),
+    "med": ("med", TypeAdapter(Attribute32)),
+    "local_pref": ("local_preference", TypeAdapter(Attribute32)),
+    "source_ip": ("source", _PEER),
+    "next_hop_6": ("next_hop6", TypeAdapter(NextHop6)),
+}
+"""By their key: ours, and what fits it."""
+_BGP_LISTS = {"communities", "accept", "reject"}
+_BGP_KEYS = {*_BGP_NO_COUNTERPART, *_BGP_SETTINGS, *_BGP_LISTS, "as_number", "peers"}
+_COMMUNITY = TypeAdapter(Community)
 
 
 def whole(source: Source) -> dict[str, Any]:
@@ -88,27 +92,60 @@ def _webserver(source: Source) -> dict[str, Any]:
 
 
 def _rhi(source: Source, path: Path) -> dict[str, Any]:
-    """One AS number and all its peers; ours knows no others."""
-    source.strange(path, {*_BGP_NO_COUNTERPART, "as_number", "peers", "groups", "learn"})
+    """Its AS numbers are ours and the peers' alike. A group without settings of its own needn't be one."""
+    source.strange(path, {*_BGP_KEYS, "groups", "learn"})
     source.left_out(path, _BGP_NO_COUNTERPART)
-    groups = [inner for inner, _ in source.several((*path, "groups"))]
-    for group in groups:
-        source.strange(group, {*_BGP_NO_COUNTERPART, "name", "as_number", "peers"})
-        source.left_out(group, _BGP_NO_COUNTERPART)
+    places = [inner for inner, _ in source.several((*path, "groups"))]
+    for place in places:
+        source.strange(place, {*_BGP_KEYS, "name"})
+        source.left_out(place, _BGP_NO_COUNTERPART)
     usual = source.fitting((*path, "as_number"), _AS)
-    numbers = {group: source.fitting((*group, "as_number"), _AS) or usual for group in groups}
+    numbers = {place: source.fitting((*place, "as_number"), _AS) or usual for place in places}
     number = usual or next(filter(None, numbers.values()), None)
-    peers = _peers(source, path)
-    for group in groups:
-        if numbers[group] == number:
-            peers += [peer for peer in _peers(source, group) if peer not in peers]
+    settings, peers = _bgp_settings(source, path), _peers(source, path)
+    groups: dict[str, Any] = {}
+    for place in places:
+        inner = [peer for peer in _peers(source, place) if peer not in _all(peers, groups)]
+        own = _bgp_settings(source, place)
+        if numbers[place] != number:
+            own = {"local_as": numbers[place], "peer_as": numbers[place], **own}
+        if inner and own:
+            groups[f"group {len(groups) + 1}"] = {**own, "neighbors": inner}
         else:
-            source.note(group, f"found AS {numbers[group]}, and {number} before: its peers are left out")
-    if number is None or not peers:
+            peers += inner
+    if number is None or not (peers or groups):
         if source.keys(path):
             source.note(path, "found no AS number with peers: VIPs are not announced")
         return {}
-    return {"as_number": number, "peers": peers}
+    lists = {key: value for key, value in (("peers", peers), ("groups", groups)) if value}
+    return {"as_number": number, **settings, **lists}
+
+
+def _all(peers: list[str], groups: dict[str, Any]) -> list[str]:
+    return peers + [peer for group in groups.values() for peer in group["neighbors"]]
+
+
+def _bgp_settings(source: Source, path: Path) -> dict[str, Any]:
+    made = {ours: source.fitting((*path, key), kind) for key, (ours, kind) in _BGP_SETTINGS.items()}
+    made["communities"] = [
+        text
+        for place, _ in source.several((*path, "communities"))
+        if (text := source.fitting(place, _COMMUNITY))
+    ]
+    for key in ("accept", "reject"):
+        made[key] = _rules(source, (*path, key))
+    return {key: value for key, value in made.items() if value not in (None, [])}
+
+
+def _rules(source: Source, path: Path) -> list[str]:
+    """Prefixes may have bits behind their length there."""
+    rules = []
+    for place, text in source.several(path):
+        try:
+            rules.append(str(ip_network(str(text), strict=False)))
+        except ValueError:
+            source.note(place, f"found {found(text)}, expected a prefix: left out")
+    return rules
 
 
 def _peers(source: Source, path: Path) -> list[str]:

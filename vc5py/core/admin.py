@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from types import MappingProxyType
 
-from vc5py.model import AdminState, IPAddress, Real
+from vc5py.model import AdminState, IPAddress, Real, VipState
 
 MAX_WEIGHT = 1000
 """The most that a weight may be, in the file or at run time."""
@@ -33,13 +33,15 @@ class Override:
 
 _NOTHING = Override()
 _NO_REALS: Mapping[Key, Override] = MappingProxyType({})
+_NO_VIPS: Mapping[IPAddress, VipState] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Everything that was said at run time. Words on VIPs have their place here, beside `reals`."""
+    """Everything that was said at run time, of reals and of VIPs."""
 
     reals: Mapping[Key, Override] = field(default_factory=lambda: _NO_REALS)
+    vips: Mapping[IPAddress, VipState] = field(default_factory=lambda: _NO_VIPS)
 
     def with_state(self, real: IPAddress, service: str | None, state: AdminState | None) -> Overrides:
         """`state` None sets it back to what the next less specific word is."""
@@ -48,6 +50,13 @@ class Overrides:
     def with_weight(self, real: IPAddress, service: str | None, weight: int | None) -> Overrides:
         """Likewise for the weight (0 to MAX_WEIGHT)."""
         return self._with((service, real), replace(self._of(service, real), weight=weight))
+
+    def with_vip(self, vip: IPAddress, state: VipState | None) -> Overrides:
+        """`state` None leaves it to the health of its services again."""
+        others = {other: said for other, said in self.vips.items() if other != vip}
+        if state is not None:
+            others[vip] = state
+        return replace(self, vips=MappingProxyType(others))
 
     def state_of(self, service: str, real: Real) -> AdminState:
         """The state that counts for this real in this service."""
@@ -85,7 +94,11 @@ NO_OVERRIDES = Overrides()
 def to_json(overrides: Overrides) -> object:
     """Plain values for `json.dumps`, in a stable order; `from_json` takes them back."""
     keys = sorted(overrides.reals, key=lambda key: (key[0] is not None, key[0] or "", key[1].version, key[1]))
-    return {"reals": [_entry(key, overrides.reals[key]) for key in keys]}
+    document: dict[str, object] = {"reals": [_entry(key, overrides.reals[key]) for key in keys]}
+    if overrides.vips:
+        vips = sorted(overrides.vips, key=lambda vip: (vip.version, vip))
+        document["vips"] = [{"vip": str(vip), "state": str(overrides.vips[vip])} for vip in vips]
+    return document
 
 
 def _entry(key: Key, override: Override) -> dict[str, object]:
@@ -102,17 +115,38 @@ def _entry(key: Key, override: Override) -> dict[str, object]:
 def from_json(value: object) -> Overrides:
     """Raises ValueError, with a message for a person, for anything that `to_json` doesn't give."""
     match value:
-        case {"reals": [*entries], **rest} if not rest:
-            pass
+        case {"reals": [*entries], **rest} if not rest.keys() - {"vips"}:
+            vips = _parsed_vips(rest.get("vips", []))
         case _:
-            raise ValueError('expected {"reals": [...]}')
+            raise ValueError('expected {"reals": [...], "vips": [...]}')
     reals: dict[Key, Override] = {}
     for number, entry in enumerate(entries, 1):
         key, override = _parsed(entry, f"entry {number}")
         if key in reals:
             raise ValueError(f"entry {number}: a second one for real {key[1]}")
         reals[key] = override
-    return Overrides(MappingProxyType(reals))
+    return Overrides(MappingProxyType(reals), MappingProxyType(vips))
+
+
+def _parsed_vips(entries: object) -> dict[IPAddress, VipState]:
+    vips: dict[IPAddress, VipState] = {}
+    if not isinstance(entries, list):
+        raise ValueError("vips: expected a list")
+    for number, entry in enumerate(entries, 1):
+        match entry:
+            case {"vip": str(text), "state": ("announced" | "withdrawn") as state, **rest} if not rest:
+                pass
+            case _:
+                message = "expected a vip, and a state of announced or withdrawn"
+                raise ValueError(f"vips, entry {number}: {message}")
+        try:
+            vip = ip_address(text)
+        except ValueError:
+            raise ValueError(f"vips, entry {number}: {text!r} is not an address") from None
+        if vip in vips:
+            raise ValueError(f"vips, entry {number}: a second one for {vip}")
+        vips[vip] = VipState(state)
+    return vips
 
 
 def _parsed(entry: object, where: str) -> tuple[Key, Override]:

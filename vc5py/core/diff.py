@@ -7,18 +7,23 @@ configurations are equal. The words are those of the configuration file.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from vc5py.model import (
+    Bfd,
     Check,
+    Cluster,
     Config,
     Damping,
     Forwarding,
     MulticastGroup,
+    Neighbor,
     Real,
     RhiConfig,
+    RouteAttributes,
+    Secret,
     Service,
     Sorry,
     Vlan,
@@ -67,7 +72,55 @@ def _vlan(vlan: Vlan) -> str:
 def _rhi(rhi: RhiConfig | None) -> str:
     if rhi is None:
         return "none"
-    return f"AS {rhi.as_number}, peers {_listed(rhi.peers)}, hold {_number(rhi.hold_s)}"
+    return f"AS {rhi.as_number}, neighbors {_listed(rhi.peers) or 'none'}"
+
+
+def _routes(old: RhiConfig | None, new: RhiConfig | None) -> Iterator[str]:
+    if old is None or new is None:
+        if old is not new:
+            yield f"{_rhi(old)} -> {_rhi(new)}"
+        return
+    yield from _values(
+        old,
+        new,
+        {"as_number": "as_number", "router_id": "router_id", "hold_s": "hold", "graceful_s": "graceful"},
+    )
+    yield from _members("neighbors", old.peers, new.peers)
+    for before, after in _common(old.neighbors, new.neighbors, lambda neighbor: neighbor.address):
+        for detail in _neighbor(before, after):
+            yield f"neighbor {after.address}: {detail}"
+
+
+def _neighbor(old: Neighbor, new: Neighbor) -> Iterator[str]:
+    """Of a password only where it is read from is known here."""
+    for field in fields(Neighbor):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if field.name == "attributes":
+            names = {inner.name: inner.name for inner in fields(RouteAttributes)}
+            yield from _values(before, after, names)
+        elif before != after:
+            name = _NEIGHBOR_KEYS.get(field.name, field.name)
+            yield f"{name} {_setting(before)} -> {_setting(after)}"
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, Secret):
+        return value.file or f"${value.variable}"
+    if isinstance(value, Bfd):
+        return f"every {value.interval_ms} ms times {value.multiplier}"
+    if isinstance(value, frozenset):
+        return _listed(f"ipv{version}" for version in sorted(value))
+    if isinstance(value, tuple):
+        rules = (f"{rule.prefix} ge {rule.shortest} le {rule.longest}" for rule in value)
+        return _listed(rules) or "none"
+    return "none" if value is None else str(value)
+
+
+_NEIGHBOR_KEYS = {"as_number": "peer_as", "hold_time_s": "hold_time"}
+
+
+def _policies(config: Config) -> list[str]:
+    return [f"{vip} {policy}" for vip, policy in config.vip_policies]
 
 
 def _group(group: MulticastGroup | None) -> str:
@@ -78,10 +131,26 @@ def _group(group: MulticastGroup | None) -> str:
     )
 
 
+def _cluster(cluster: Cluster | None) -> str:
+    """All but its keys, which may change at any time."""
+    if cluster is None:
+        return "none"
+    peers = _listed(cluster.peers) if cluster.peers else "none"
+    interface = f", interface {cluster.interface}" if cluster.interface else ""
+    secret, port, size = _setting(cluster.secret), cluster.port, cluster.datagram
+    return f"{cluster.name}, secret {secret}, peers {peers}, port {port}{interface}, datagram {size}"
+
+
+def _keys(config: Config) -> Secret | None:
+    return config.cluster.keys if config.cluster else None
+
+
 _SETTINGS: tuple[tuple[str, Callable[[Config], object], Callable[[Any], str], bool], ...] = (
     ("learn", lambda c: c.learn_s, lambda seconds: f"{seconds:g}", True),
     ("multicast", lambda c: c.multicast, _group, True),
-    ("rhi", lambda c: c.rhi, _rhi, False),
+    ("cluster", lambda c: c.cluster and replace(c.cluster, keys=None), _cluster, True),
+    ("cluster.keys", _keys, _setting, False),
+    ("defaults.announce", lambda c: c.vip_policy, str, False),
     ("metrics.address", lambda c: c.metrics_address, lambda address: str(address or "all"), False),
     ("metrics.port", lambda c: c.metrics_port, str, False),
     ("flows", lambda c: c.flows, str, True),
@@ -99,6 +168,10 @@ def _whole(old: Config, new: Config) -> Iterator[Change]:
         before, after = value(old), value(new)
         if before != after:
             yield Change(Kind.CHANGED, name, f"{words(before)} -> {words(after)}", restart)
+    for detail in _routes(old.rhi, new.rhi):
+        yield Change(Kind.CHANGED, "rhi", detail)
+    for detail in _members("announce", _policies(old), _policies(new)):
+        yield Change(Kind.CHANGED, "vips", detail)
     for detail in _members("prefixes", map(_vlan, old.vlans), map(_vlan, new.vlans)):
         yield Change(Kind.CHANGED, "vlans", detail)
 
@@ -248,6 +321,8 @@ def _values(old: object, new: object, names: Mapping[str, str]) -> Iterator[str]
 
 
 def _shown(field: str, value: Any) -> str:
+    if field in ("communities", "large_communities"):
+        return _listed(":".join(map(str, one)) for one in value) or "none"
     if field == "expect":
         return _codes(value)
     if field == "headers":

@@ -5,8 +5,10 @@ Pure and the only place where such decisions are made; the data plane and the BG
 `step(state, event, now) -> (state, actions)`; a state is never changed, a step looks at the virtual services
 that its event is about and at no other. Times are seconds of one monotonic clock.
 
-A VIP is announced while every service on it serves (see `selection`), and after the first `learn` seconds, in
-which a node that starts afresh only listens. A reload doesn't begin them anew.
+A VIP is announced while every service on it serves (see `selection`), or any where its policy says so, and
+after the first `learn` seconds, in which a node that starts afresh only listens. A reload doesn't begin them
+anew, but being cut off does: flows may have begun on other nodes meanwhile. People can have it withdrawn, or
+announced while any service on it serves: never one that can't be served at all.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from vc5py.core.admin import NO_OVERRIDES, Overrides
 from vc5py.core.events import (
     Action,
     AdminChanged,
+    CutOff,
     Event,
     Install,
     Pace,
@@ -28,15 +31,17 @@ from vc5py.core.events import (
     Retarget,
     Tick,
     Transition,
+    VipChanged,
     WeightChanged,
 )
 from vc5py.core.virtual import BackendStatus, Target, VirtualService
-from vc5py.model import BackendId, Config, Desired, IPAddress, VirtualServiceId
+from vc5py.model import BackendId, Config, Desired, IPAddress, VipPolicy, VipState, VirtualServiceId
 
 __all__ = [
     "Action",
     "AdminChanged",
     "BackendStatus",
+    "CutOff",
     "Event",
     "Install",
     "Pace",
@@ -47,6 +52,7 @@ __all__ = [
     "Target",
     "Tick",
     "Transition",
+    "VipChanged",
     "VirtualService",
     "WeightChanged",
     "start",
@@ -58,8 +64,9 @@ __all__ = [
 class State:
     """Everything the director knows. `desired` is what the edges should have made true by now.
 
-    `failing`: by VIP, how many services on it don't serve. `ready`: the VIPs on which all do. `vip_since`:
-    when a VIP was last announced or withdrawn. `wakes`: the virtual services that time alone will change.
+    `hosted`: by VIP, how many services are on it; `failing`: how many of them don't serve. `ready`: the VIPs
+    to announce. `vip_since`: when a VIP was last announced or withdrawn. `wakes`: the virtual services that
+    time alone will change.
     """
 
     config: Config
@@ -67,6 +74,8 @@ class State:
     services: MappingProxyType[VirtualServiceId, VirtualService]
     announce_from: float
     desired: Desired
+    policies: MappingProxyType[IPAddress, VipPolicy]
+    hosted: MappingProxyType[IPAddress, int]
     failing: MappingProxyType[IPAddress, int]
     ready: frozenset[IPAddress]
     vip_since: MappingProxyType[IPAddress, float]
@@ -91,9 +100,12 @@ def start(
     was_up: Callable[[BackendId], bool],
     now: float,
     overrides: Overrides = NO_OVERRIDES,
+    *,
+    told: bool = True,
 ) -> State:
-    """The state to begin with. What an earlier run left up is taken to be up until probes say otherwise,
-    and a node that takes over its own running data plane has nothing to learn first.
+    """The state to begin with. What an earlier run left up is taken to be up until probes say otherwise.
+    A node that takes over its own running data plane has nothing to learn first, unless it was out of the
+    routers' sight: `told` says whether they still know of it.
     """
     adopted = False
 
@@ -108,7 +120,7 @@ def start(
         for service in config.services
         for vip in service.vips
     ]
-    announce_from = now if adopted else now + config.learn_s
+    announce_from = now if adopted and told else now + config.learn_s
     return _assembled(config, overrides, services, announce_from, {}, now)
 
 
@@ -121,6 +133,10 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Action, .
             return _ticked(state, now)
         case Reloaded(config):
             return _reloaded(state, config, now)
+        case VipChanged():
+            return _vip_commanded(state, event, now)
+        case CutOff():
+            return _concluded(state, replace(state, announce_from=now + state.config.learn_s), now)
         case AdminChanged(real, service, admin):
             overrides = state.overrides.with_state(real, service, admin)
             said = str(admin) if admin is not None else "state=file"
@@ -173,6 +189,18 @@ def _administered(
     return after, (*actions, *rest)
 
 
+def _vip_commanded(state: State, event: VipChanged, now: float) -> tuple[State, tuple[Action, ...]]:
+    overrides = state.overrides.with_vip(event.vip, event.state)
+    if overrides == state.overrides:
+        return state, ()
+    said = f"state={event.state if event.state is not None else 'health'}"
+    after = replace(state, overrides=overrides)
+    if event.vip in after.failing:
+        after = replace(after, ready=_ready_again(after, [event.vip]))
+    after, actions = _concluded(state, after, now)
+    return after, (Transition("vip", str(event.vip), said, "said at run time"), *actions)
+
+
 def _reloaded(state: State, config: Config, now: float) -> tuple[State, tuple[Action, ...]]:
     known = {service.name: service for service in state.config.services}
     same = {service.name for service in config.services if known.get(service.name) == service}
@@ -219,22 +247,44 @@ def _assembled(
     vip_since: Mapping[IPAddress, float],
     now: float,
 ) -> State:
-    failing = {virtual.id.vip: 0 for virtual in services}
+    hosted = {virtual.id.vip: 0 for virtual in services}
+    failing = dict(hosted)
     for virtual in services:
+        hosted[virtual.id.vip] += 1
         failing[virtual.id.vip] += not virtual.serves
-    ready = frozenset(vip for vip, count in failing.items() if not count)
-    announce = ready if now >= announce_from else frozenset()
-    return State(
+    state = State(
         config,
         overrides,
         MappingProxyType({virtual.id: virtual for virtual in services}),
         announce_from,
-        Desired(tuple([virtual.state for virtual in services]), announce),
+        Desired(tuple([virtual.state for virtual in services])),
+        MappingProxyType(dict(config.vip_policies)),
+        MappingProxyType(hosted),
         MappingProxyType(failing),
-        ready,
+        frozenset(),
         MappingProxyType({vip: vip_since.get(vip, now) for vip in failing}),
         MappingProxyType({virtual.id: virtual.wake for virtual in services if virtual.wake < float("inf")}),
     )
+    ready = _ready_again(state, failing)
+    announce = ready if now >= announce_from else frozenset()
+    return replace(state, ready=ready, desired=replace(state.desired, announce=announce))
+
+
+def _is_ready(state: State, vip: IPAddress) -> bool:
+    """Whether the VIP is to be announced."""
+    failing, hosted = state.failing[vip], state.hosted[vip]
+    said = state.overrides.vips.get(vip)
+    if said is VipState.WITHDRAWN:
+        return False
+    policy = state.policies.get(vip, state.config.vip_policy)
+    any_will_do = said is VipState.ANNOUNCED or policy is VipPolicy.ANY
+    return failing < hosted if any_will_do else not failing
+
+
+def _ready_again(state: State, vips: Iterable[IPAddress]) -> frozenset[IPAddress]:
+    """`ready` after something of these VIPs has changed."""
+    judged = {vip: _is_ready(state, vip) for vip in vips}
+    return (state.ready - judged.keys()) | {vip for vip, good in judged.items() if good}
 
 
 def _with(state: State, changed: Iterable[VirtualService]) -> State:
@@ -251,23 +301,19 @@ def _with(state: State, changed: Iterable[VirtualService]) -> State:
     if any(virtual.wake != fresh[virtual.id].wake for virtual in old):
         merged = wakes | {id_: virtual.wake for id_, virtual in fresh.items()}
         wakes = MappingProxyType({id_: wake for id_, wake in merged.items() if wake < float("inf")})
-    failing, ready = state.failing, state.ready
+    after = replace(state, services=services, desired=desired, wakes=wakes)
     turned = [fresh[virtual.id] for virtual in old if virtual.serves != fresh[virtual.id].serves]
-    if turned:
-        failing, ready = _turned(failing, ready, turned)
-    return replace(state, services=services, desired=desired, wakes=wakes, failing=failing, ready=ready)
+    return _turned(after, turned) if turned else after
 
 
-def _turned(
-    failing: MappingProxyType[IPAddress, int], ready: frozenset[IPAddress], turned: Iterable[VirtualService]
-) -> tuple[MappingProxyType[IPAddress, int], frozenset[IPAddress]]:
+def _turned(state: State, turned: Iterable[VirtualService]) -> State:
     """After these virtual services began to serve or ceased to."""
     counts: dict[IPAddress, int] = {}
     for virtual in turned:
         vip = virtual.id.vip
-        counts[vip] = counts.get(vip, failing[vip]) + (-1 if virtual.serves else 1)
-    bad = {vip for vip, count in counts.items() if count}
-    return MappingProxyType(failing | counts), (ready | counts.keys()) - bad
+        counts[vip] = counts.get(vip, state.failing[vip]) + (-1 if virtual.serves else 1)
+    after = replace(state, failing=MappingProxyType(state.failing | counts))
+    return replace(after, ready=_ready_again(after, counts))
 
 
 def _concluded(before: State, after: State, now: float) -> tuple[State, tuple[Action, ...]]:
@@ -288,6 +334,13 @@ def _concluded(before: State, after: State, now: float) -> tuple[State, tuple[Ac
 
 def _vip_change(before: State, after: State, vip: IPAddress, now: float) -> Transition:
     since = before.vip_since.get(vip)
-    why = "by the health of its services" if vip in after.failing else "no service is on it any more"
+    if after.announce_from > now:
+        why = "cut off: listens to the other balancers first"
+    elif vip not in after.failing:
+        why = "no service is on it any more"
+    elif before.overrides.vips.get(vip) != after.overrides.vips.get(vip):
+        why = "said at run time"
+    else:
+        why = "by the health of its services"
     state = "announced" if vip in after.desired.announce else "withdrawn"
     return Transition("vip", str(vip), state, why, None if since is None else now - since)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vc5py.model import AdminState, BackendId, Check, Config, Desired, IPAddress
+from vc5py.model import AdminState, BackendId, Check, Config, Desired, IPAddress, VipState
 
 # Events
 
@@ -54,7 +54,20 @@ class WeightChanged:
     weight: int | None
 
 
-Event = Probed | Tick | Reloaded | AdminChanged | WeightChanged
+@dataclass(frozen=True, slots=True)
+class VipChanged:
+    """Somebody wants a VIP announced or withdrawn, or (None) as its services are."""
+
+    vip: IPAddress
+    state: VipState | None
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """Neither a router nor another balancer is heard any more: what happens out there is not known here."""
+
+
+Event = Probed | Tick | Reloaded | AdminChanged | WeightChanged | VipChanged | CutOff
 
 
 # Actions
@@ -93,7 +106,7 @@ class Transition:
     damping    BackendId          kept-out, used (in spite of it), released
     service    VirtualServiceId   a `selection.Condition`: healthy, sorry, below-need, unhealthy
     tier       VirtualServiceId   the tiers that serve: 0, 1, 0+1, none
-    vip        address            announced, withdrawn
+    vip        address            announced, withdrawn; said at run time: state=VipState, state=health
     real       [service/]address  an AdminState, weight=N, state=file, weight=file
     """
 

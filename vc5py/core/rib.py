@@ -1,18 +1,24 @@
 """Which routes to announce and withdraw so that what the routers know becomes what the director wants.
 
-Must not know: BGP, ExaBGP, next hops, sockets, time. A route is a host route to a VIP, named by the VIP.
+Must not know: BGP, ExaBGP, sockets, time. A route is a host route to a VIP told to one neighbor; what is said
+of it besides (its next hop, attributes) is a text that is compared and never looked into.
 
-Invariant: applying the changes of `diff` in order to `announced` gives exactly `desired`, and a `diff` of
-equal sets is empty (so reconciling again and again is free).
+Invariants: applying the changes of `diff` in order to `told` gives exactly `wanted`, and the `diff` of equal
+tables is empty (so reconciling again and again is free).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from vc5py.model import IPAddress
+
+Route = tuple[IPAddress, IPAddress]
+"""A neighbor and a VIP."""
+UNKNOWN = ""
+"""In place of what is said of a route that somebody else has announced."""
 
 
 class RouteAction(StrEnum):
@@ -22,32 +28,43 @@ class RouteAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RouteChange:
+    """One thing to say of one VIP to some neighbors, who are in order."""
+
     action: RouteAction
     vip: IPAddress
+    neighbors: tuple[IPAddress, ...]
+    said: str
 
 
-def diff(
-    announced: frozenset[IPAddress],
-    desired: frozenset[IPAddress],
-    partial: frozenset[IPAddress] = frozenset(),
-) -> tuple[RouteChange, ...]:
-    """The changes from `announced` to `desired`, in the order in which to make them.
+def diff(told: Mapping[Route, str], wanted: Mapping[Route, str]) -> tuple[RouteChange, ...]:
+    """The changes from `told` to `wanted`, in the order in which to make them.
 
-    `partial` are routes that some routers were told and others not: they are announced again where
-    desired and withdrawn where not. Announcing or withdrawing twice does no harm.
-
-    Withdrawals come first: each moment a withdrawal waits, a router sends clients to a VIP that nothing
-    serves here while another balancer could; an announcement that waits only delays an improvement. Within
-    each kind the order is by IP version and address, so that the same input gives the same output.
+    A withdrawal says what the announcement said. Withdrawals come first: each moment one waits, a router
+    sends clients to a VIP that nothing serves here while another balancer could; an announcement that waits
+    only delays an improvement. Within each kind the order is by IP version and address, so that the same
+    input gives the same output.
     """
-    withdrawn = (announced | partial) - desired
-    missing = desired - (announced - partial)
-    return tuple(
-        RouteChange(action, vip)
-        for action, vips in ((RouteAction.WITHDRAW, withdrawn), (RouteAction.ANNOUNCE, missing))
-        for vip in _ordered(vips)
-    )
+    withdrawn = {route: said for route, said in told.items() if route not in wanted}
+    missing = {route: said for route, said in wanted.items() if told.get(route) != said}
+    return (*_changes(RouteAction.WITHDRAW, withdrawn), *_changes(RouteAction.ANNOUNCE, missing))
 
 
-def _ordered(vips: Iterable[IPAddress]) -> list[IPAddress]:
-    return sorted(vips, key=lambda vip: (vip.version, int(vip)))
+def complete(told: Mapping[Route, str], wanted: Iterable[Route]) -> frozenset[IPAddress]:
+    """The VIPs that every neighbor has been told which is wanted to know of them."""
+    there: set[IPAddress] = set()
+    lacking: set[IPAddress] = set()
+    for route in wanted:
+        (there if route in told else lacking).add(route[1])
+    return frozenset(there - lacking)
+
+
+def _changes(action: RouteAction, routes: Mapping[Route, str]) -> Iterable[RouteChange]:
+    alike: dict[tuple[IPAddress, str], list[IPAddress]] = {}
+    for (neighbor, vip), said in routes.items():
+        alike.setdefault((vip, said), []).append(neighbor)
+    for (vip, said), neighbors in sorted(alike.items(), key=lambda item: (*_order(item[0][0]), item[0][1])):
+        yield RouteChange(action, vip, tuple(sorted(neighbors, key=_order)), said)
+
+
+def _order(address: IPAddress) -> tuple[int, int]:
+    return address.version, int(address)

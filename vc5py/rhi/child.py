@@ -15,10 +15,12 @@ import pwd
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vc5py.errors import RhiError
+from vc5py.rhi.relay import HOLD_SUFFIX
 
 STOP_S = 3.0
 MAX_LOG = 1 << 20
@@ -48,6 +50,11 @@ class StateFiles:
     def socket(self) -> Path:
         return self.directory / "relay.sock"
 
+    @property
+    def hold(self) -> Path:
+        """Where the relay looks for how long it is to keep the routes."""
+        return self.socket.with_suffix(HOLD_SUFFIX)
+
     def prepare(self) -> None:
         """Make the directory, for its owner only."""
         if len(os.fsencode(self.socket)) + _RELAY_SUFFIX_MAX > _UNIX_PATH_MAX:
@@ -63,6 +70,18 @@ class StateFiles:
         except OSError:
             return None
 
+    def write(self, configuration: str, hold_s: float) -> None:
+        """What ExaBGP and the relay read, for the eyes of their user only: there may be passwords in it."""
+        for path, text in ((self.configuration, configuration), (self.hold, f"{hold_s:g}\n")):
+            fresh = path.with_name(f"{path.name}.new")
+            try:
+                fresh.unlink(missing_ok=True)
+                with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    file.write(text)
+                fresh.replace(path)
+            except OSError as error:
+                raise RhiError(f"{path}: can't be written: {error.strerror}") from error
+
     def trim_log(self) -> None:
         """Bound the log. ExaBGP appends, so it goes on at the new end."""
         if self.log.exists() and self.log.stat().st_size > MAX_LOG:
@@ -75,7 +94,7 @@ class StateFiles:
             return ""
 
     def remove(self) -> None:
-        for path in (self.socket, self.pid, self.configuration):
+        for path in (self.socket, self.pid, self.configuration, self.hold):
             path.unlink(missing_ok=True)
 
 
@@ -106,6 +125,11 @@ class Child:
         self._reap()
         return True
 
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGUSR1)
+
     async def stop(self) -> None:
         """End it: SIGTERM, then SIGKILL. Returns when it has gone."""
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -124,12 +148,12 @@ class Child:
             pass  # a former director's child
 
 
-def executable() -> Path:
-    """The exabgp command beside this Python: the version we were installed with."""
+def program() -> Path:
+    """The script that runs ExaBGP; RhiError where this Python environment has no ExaBGP."""
     path = Path(sys.executable).parent / "exabgp"
     if not path.is_file():
         raise RhiError(f"{path}: no such program; install ExaBGP 5 into this Python environment")
-    return path
+    return Path(__file__).with_name("exabgp_main.py")
 
 
 def user() -> str:
@@ -137,14 +161,15 @@ def user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
-def start(files: StateFiles, exabgp: Path, configuration: str, environment: Mapping[str, str]) -> Child:
-    """Write the files and start ExaBGP. Spawned by hand: asyncio and subprocess would end it with us."""
+def start(files: StateFiles, exabgp: Path, environment: Mapping[str, str]) -> Child:
+    """Start ExaBGP with the files that are written. Spawned by hand: asyncio and subprocess would end it
+    with us. `-P`: what is beside the script is not for it to import.
+    """
     try:
-        files.configuration.write_text(configuration)
         log_flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, str(exabgp), "server", str(files.configuration)],
+            [sys.executable, "-P", str(exabgp), "server", str(files.configuration)],
             {"PATH": os.environ.get("PATH", os.defpath), **environment},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -10,23 +10,28 @@ either understood or raises RhiError.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, ip_address, ip_interface
 from typing import Any
 
+from vc5py.core.rib import Route
 from vc5py.errors import RhiError
-from vc5py.model import IPAddress, RhiConfig
+from vc5py.model import IPAddress
+from vc5py.rhi.sessions import Session
 
 WITHDRAW_ALL = "clear adj-rib out"
+NOTHING = "version"
 SHOW_NEIGHBORS = "show neighbor json"
 SHOW_ROUTES = "show adj-rib out"
-# Short enough that a router notices a dead balancer soon, long enough for a busy machine's keepalives.
-HOLD_TIME_S = 15
 _RELAY = "relay"
+_MAX_TTL = 255
+_GRACEFUL_SHUTDOWN = (65535, 0)
+_BFD_DOWN = 10
 _WORD = re.compile(r"[A-Za-z0-9_./:@%+=,-]+")
 
 
@@ -53,17 +58,6 @@ _STATES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbor:
-    """One BGP session to have. `hold_time_s` is BGP's hold time (RFC 4271, 4.2), at least 3 seconds."""
-
-    address: IPAddress
-    local_address: IPAddress
-    local_as: int
-    peer_as: int
-    hold_time_s: int = HOLD_TIME_S
-
-
-@dataclass(frozen=True, slots=True)
 class NeighborStatus:
     """What ExaBGP says of a neighbor. `updates_sent` counts the UPDATE messages of this session."""
 
@@ -72,44 +66,57 @@ class NeighborStatus:
     updates_sent: int
 
 
-def neighbors(config: RhiConfig, local_addresses: Mapping[int, IPAddress]) -> tuple[Neighbor, ...]:
-    """One iBGP neighbor per peer; `local_addresses` has an address for every IP version among the peers."""
-    return tuple(
-        Neighbor(peer, local_addresses[peer.version], config.as_number, config.as_number)
-        for peer in config.peers
-    )
+def configuration(sessions: Sequence[Session], router_id: IPv4Address, relay: Sequence[str]) -> str:
+    """The text of ExaBGP's configuration file; `relay` is the relay's command line. It may hold passwords.
 
-
-def configuration(
-    neighbors: Sequence[Neighbor],
-    router_id: IPv4Address,
-    next_hops: Mapping[int, IPAddress],
-    relay: Sequence[str],
-) -> str:
-    """The text of ExaBGP's configuration file.
-
-    `next_hops` gives, by IP version, the next hop of announcements; it decides the address families.
-    It is written as a comment too: equal texts mean equal routes. `relay` is the relay's command line.
     Graceful restart is disabled: the hold of a planned restart is the relay's, bounded and ours.
     """
-    hops = [f"# next-hop ipv{version} {next_hops[version]}" for version in sorted(next_hops)]
-    process = f"process {_RELAY} {{\n  run {' '.join(map(_word, relay))};\n  encoder json;\n}}"
-    families = " ".join(f"ipv{version} unicast;" for version in sorted(next_hops))
-    sections = [_neighbor(neighbor, router_id, families) for neighbor in neighbors]
-    return "\n".join([*hops, process, *sections, ""])
+    return "\n".join([_process(relay), *(_neighbor(session, router_id) for session in sessions), ""])
 
 
-def _neighbor(neighbor: Neighbor, router_id: IPv4Address, families: str) -> str:
-    return f"""neighbor {neighbor.address} {{
-  router-id {router_id};
-  local-address {neighbor.local_address};
-  local-as {neighbor.local_as:d};
-  peer-as {neighbor.peer_as:d};
-  hold-time {neighbor.hold_time_s:d};
-  family {{ {families} }}
-  capability {{ graceful-restart disable; route-refresh enable; }}
-  api {{ processes [ {_RELAY} ]; neighbor-changes; }}
-}}"""
+def reloadable(before: str, relay: Sequence[str]) -> bool:
+    """Whether an ExaBGP of the configuration `before` can take another one over: the relay is the same."""
+    return before.startswith(_process(relay))
+
+
+def _process(relay: Sequence[str]) -> str:
+    return f"process {_RELAY} {{\n  run {' '.join(map(_word, relay))};\n  encoder json;\n}}"
+
+
+def _neighbor(session: Session, router_id: IPv4Address) -> str:
+    neighbor = session.neighbor
+    families = " ".join(f"ipv{version} unicast;" for version in session.families)
+    lines = [
+        f"router-id {router_id};",
+        f"local-address {session.local_address};",
+        f"local-as {neighbor.local_as:d};",
+        f"peer-as {neighbor.as_number:d};",
+        f"hold-time {neighbor.hold_time_s:d};",
+        *_transport(session),
+        f"family {{ {families} }}",
+        "capability { graceful-restart disable; route-refresh enable; }",
+        f"api {{ processes [ {_RELAY} ]; neighbor-changes; }}",
+    ]
+    return "\n".join([f"neighbor {neighbor.address} {{", *(f"  {line}" for line in lines), "}"])
+
+
+def _transport(session: Session) -> Iterator[str]:
+    """Ports, TTLs, and the password in base64, in which it is one harmless word."""
+    neighbor = session.neighbor
+    if neighbor.passive:
+        yield "passive true;"
+        yield f"listen {neighbor.listen:d};"
+    else:
+        yield "passive false;"
+        yield f"connect {neighbor.port:d};"
+    if neighbor.ttl_security is not None:
+        yield f"outgoing-ttl {_MAX_TTL};"
+        yield f"incoming-ttl {_MAX_TTL + 1 - neighbor.ttl_security:d};"
+    elif not neighbor.is_internal:
+        yield f"outgoing-ttl {neighbor.multihop or 1:d};"
+    if session.password is not None:
+        yield "md5-base64 true;"
+        yield f"md5-password {_word(base64.b64encode(session.password).decode())};"
 
 
 def environment(user: str) -> dict[str, str]:
@@ -136,27 +143,73 @@ def environment(user: str) -> dict[str, str]:
     }
 
 
-def announce(vip: IPAddress, next_hop: IPAddress) -> str:
-    """The command to announce the host route to `vip` to all neighbors."""
-    return f"announce route {_prefix(vip)} next-hop {next_hop}"
+def said(session: Session, version: int, graceful: bool = False) -> str | None:
+    """What is said to the neighbor of routes of an IP version; None where it has no next hop.
+
+    `graceful`: for graceful shutdown (RFC 8326), by its community, and within our autonomous system by the
+    least local preference too, which works without anybody's configuration.
+    """
+    hop = session.next_hop(version)
+    if hop is None:
+        return None
+    neighbor, told = session.neighbor, session.neighbor.attributes
+    words = [f"origin igp next-hop {hop}"]
+    if told.med is not None:
+        words.append(f"med {told.med:d}")
+    if neighbor.is_internal:
+        preference = 0 if graceful else told.local_preference
+        words += [f"local-preference {preference:d}"] if preference is not None else []
+    elif told.prepend:
+        words.append(f"as-path [ {' '.join([f'{neighbor.local_as:d}'] * (told.prepend + 1))} ]")
+    communities = [*told.communities, *([_GRACEFUL_SHUTDOWN] if graceful else [])]
+    words += _community("community", communities)
+    words += _community("large-community", told.large_communities)
+    return " ".join(words)
 
 
-def withdraw(vip: IPAddress, next_hop: IPAddress) -> str:
-    """The command to withdraw the host route to `vip` from all neighbors.
+def _community(word: str, communities: Sequence[tuple[int, ...]]) -> list[str]:
+    if not communities:
+        return []
+    numbers = (":".join(f"{number:d}" for number in one) for one in dict.fromkeys(communities))
+    return [f"{word} [ {' '.join(numbers)} ]"]
+
+
+def announce(neighbors: Sequence[IPAddress], vip: IPAddress, said: str) -> str:
+    """The command to announce the host route to `vip`."""
+    return f"{_to(neighbors)} announce route {_prefix(vip)} {said}"
+
+
+def withdraw(neighbors: Sequence[IPAddress], vip: IPAddress, said: str) -> str:
+    """The command to withdraw the host route to `vip`.
 
     It repeats all the attributes of `announce`: ExaBGP queues unsent changes by their attributes, and
     only with equal ones does the later of two changes of one route surely win.
     """
-    return f"withdraw route {_prefix(vip)} next-hop {next_hop}"
+    return f"{_to(neighbors)} withdraw route {_prefix(vip)} {said}"
 
 
-def parse_event(event: Mapping[str, Any]) -> tuple[IPAddress, SessionState] | None:
-    """The neighbor and its new state, or None for an event that isn't about a session."""
+def resend(neighbor: IPAddress) -> str:
+    """The command to send a neighbor whose session is established all its routes again."""
+    return f"{_to([neighbor])} flush adj-rib out"
+
+
+def tear_down(neighbor: IPAddress) -> str:
+    """The command to end a session, which begins anew: Cease, BFD Down (RFC 9384)."""
+    return f"{_to([neighbor])} teardown {_BFD_DOWN}"
+
+
+def _to(neighbors: Sequence[IPAddress]) -> str:
+    return " , ".join(f"neighbor {neighbor}" for neighbor in neighbors)
+
+
+def parse_event(event: Mapping[str, Any]) -> tuple[IPAddress, SessionState, str] | None:
+    """The neighbor, its new state and why, or None for an event that isn't about a session."""
     if event.get("type") != "state":
         return None
     try:
         neighbor = event["neighbor"]
-        return ip_address(neighbor["address"]["peer"]), _STATES[neighbor["state"]]
+        why = str(neighbor.get("reason", ""))
+        return ip_address(neighbor["address"]["peer"]), _STATES[neighbor["state"]], why
     except (KeyError, TypeError, ValueError) as error:
         raise RhiError(f"ExaBGP sent an event that can't be understood: {error!r}") from error
 
@@ -176,16 +229,21 @@ def parse_neighbors(lines: Sequence[str]) -> tuple[NeighborStatus, ...]:
         raise RhiError(f"ExaBGP's list of neighbors can't be understood: {error!r}") from error
 
 
-def parse_routes(lines: Sequence[str]) -> frozenset[tuple[IPAddress, IPAddress]]:
-    """The answer to SHOW_ROUTES: pairs of (neighbor, VIP); a line is
-    `10.0.0.1 ipv4 unicast 192.0.2.1/32 next-hop 10.0.0.2`. Other than host routes are never announced."""
-    return frozenset(map(_parse_route, lines))
+def parse_routes(lines: Sequence[str]) -> dict[Route, str]:
+    """The answer to SHOW_ROUTES: what suffices to withdraw each; a line is
+    `10.0.0.1 ipv4 unicast 192.0.2.1/32 next-hop 10.0.0.2`. Other than host routes are never announced.
+
+    What is said of them besides is not in it, so no text here equals one of `said`.
+    """
+    return dict(map(_parse_route, lines))
 
 
-def _parse_route(line: str) -> tuple[IPAddress, IPAddress]:
+def _parse_route(line: str) -> tuple[Route, str]:
     try:
-        neighbor, _family, _safi, prefix, *_attributes = line.split()
-        return ip_address(neighbor), ip_interface(prefix).ip
+        neighbor, _family, _safi, prefix, word, hop, *_attributes = line.split()
+        if word != "next-hop":
+            raise ValueError(word)
+        return (ip_address(neighbor), ip_interface(prefix).ip), f"next-hop {ip_address(hop)}"
     except ValueError as error:
         raise RhiError(f"ExaBGP's list of routes can't be understood: {line!r}") from error
 

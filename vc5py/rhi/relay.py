@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1
+# Beside the socket: a file with the seconds to hold the routes, which a director may rewrite at any time.
+HOLD_SUFFIX = ".hold"
 # A fresh ExaBGP has no director yet; give it at least this long to come, however short the hold.
 FIRST_DIRECTOR_S = 5.0
 FAREWELL_S = 2.0
@@ -84,6 +86,7 @@ class Relay:
     """The event loop. `_deadline` is when this phase of being alone ends; None while a director is here."""
 
     def __init__(self, path: Path, hold_s: float) -> None:
+        self._hold_file = path.with_suffix(HOLD_SUFFIX)
         self._hold_s = hold_s
         self._exabgp = os.getppid()
         self._exabgp_fd = os.pidfd_open(self._exabgp)
@@ -94,7 +97,7 @@ class Relay:
         self._in_flight: tuple[Director | None, str] | None
         self._lines: list[str] = []
         self._incoming = b""
-        self._deadline: float | None = time.monotonic() + max(hold_s, FIRST_DIRECTOR_S)
+        self._deadline: float | None = time.monotonic() + max(self._hold(), FIRST_DIRECTOR_S)
         os.set_blocking(0, False)
         self._synchronised = False
         self._in_flight = (None, SYNCHRONISE)
@@ -108,6 +111,14 @@ class Relay:
             self._turn()
         self._farewell()
         self._end_exabgp()
+
+    def _hold(self) -> float:
+        """The director's last word on it; without any, that of our command line."""
+        try:
+            self._hold_s = max(0.0, float(self._hold_file.read_text()))
+        except (OSError, ValueError):
+            pass
+        return self._hold_s
 
     def _expired(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
@@ -183,7 +194,7 @@ class Relay:
         self._director.connection.close()
         self._director = None
         self._queue.clear()
-        self._deadline = time.monotonic() + self._hold_s
+        self._deadline = time.monotonic() + self._hold()
 
     # ExaBGP's side.
 
@@ -285,7 +296,7 @@ def write_all(data: bytes) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="keep ExaBGP's routes while the director is away")
     parser.add_argument("socket", type=Path)
-    parser.add_argument("--hold", type=float, required=True, metavar="SECONDS")
+    parser.add_argument("--hold", type=float, default=FIRST_DIRECTOR_S, metavar="SECONDS")
     arguments = parser.parse_args()
     Relay(arguments.socket, arguments.hold).run()
 

@@ -1,6 +1,7 @@
-"""Route health injection: keep ExaBGP running and its routes equal to what the director wants.
+"""Route health injection: keep the routes that each neighbor is told equal to what the director wants.
 
-Must not know: services, health, ExaBGP's grammar (grammar.py), how the relay holds routes (relay.py).
+Must not know: services, health, ExaBGP's grammar (grammar.py) and process (hosting.py), how the relay holds
+routes (relay.py).
 
 The desired routes are a value that `set_routes` replaces; `run` alone talks to ExaBGP and makes the world
 equal to it, again and again: after each change, after each reconnection, and every CHECK_S seconds from
@@ -15,89 +16,142 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from vc5py.core import rib
+from vc5py.core.rib import Route, RouteAction, RouteChange
 from vc5py.errors import RhiError
-from vc5py.model import IPAddress, RhiConfig
-from vc5py.rhi import child, grammar, relay
-from vc5py.rhi.child import Child, StateFiles
+from vc5py.model import IPAddress, Neighbor, RhiConfig
+from vc5py.rhi import grammar, sessions
 from vc5py.rhi.grammar import SessionState as SessionState
+from vc5py.rhi.hosting import Host
 from vc5py.rhi.link import CommandRefusedError, Link, LinkLostError, NoAnswerError, RelayBusyError
+from vc5py.rhi.sessions import Machine as Machine
+from vc5py.rhi.sessions import Session
 
 log = logging.getLogger(__name__)
 
 CHECK_S = 30.0
 FLUSH_S = 2.0
-START_S = 15.0
 RETRY_MIN_S = 0.25
 RETRY_MAX_S = 30.0
-_POLL_S = 0.05
-# A relay that died is replaced by ExaBGP within this time, else ExaBGP is replaced.
-_RELAY_S = 5.0
-_BGP_PORT = 179
+_TURNS = 3
 
 OnSession = Callable[[IPAddress, SessionState], None]
 
 
-class Speaker:
-    """BGP sessions with the configured peers and the routes announced on them.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How it is with one neighbor. `since`: Unix timestamp of the last change of `state`. `why`: what ended
+    the last session, or keeps one from coming up. `routes`: how many it was told.
+    """
 
-    `local_address` is where sessions to peers of its IP version come from, and the next hop of VIPs of
-    that version; `next_hops` adds a next hop for the other version. What is then still missing for a
-    peer's version is the address that the kernel would send from. A VIP without a next hop of its version
-    can't be announced, which is logged. `on_session` is called on every change of a session's state.
-    Raises RhiError when there is no ExaBGP or `state_dir` can't be used.
+    state: SessionState = SessionState.DOWN
+    since: float = 0.0
+    why: str = ""
+    routes: int = 0
+
+
+class Speaker:
+    """BGP sessions with the configured neighbors and the routes announced on them.
+
+    A VIP without a next hop of its version can't be announced, which is logged. `on_session` is called on
+    every change of a session's state. Raises RhiError when there is no ExaBGP, `state_dir` can't be used, or
+    a password can't be read.
     """
 
     def __init__(
-        self,
-        config: RhiConfig,
-        router_id: IPv4Address,
-        local_address: IPAddress,
-        state_dir: Path,
-        on_session: OnSession | None = None,
-        *,
-        next_hops: tuple[IPAddress, ...] = (),
+        self, config: RhiConfig, machine: Machine, state_dir: Path, on_session: OnSession | None = None
     ) -> None:
+        self._passwords = sessions.passwords(config)
         self._config = config
-        self._router_id = router_id
-        self._local_address = local_address
-        self._files = StateFiles(state_dir.absolute())
+        self._machine = machine
+        self._host = Host(state_dir, self._event)
         self._on_session = on_session
-        self._given_hops: dict[int, IPAddress] = {hop.version: hop for hop in (*next_hops, local_address)}
-        self._next_hops: Mapping[int, IPAddress] = self._given_hops
-        self._exabgp = child.executable()
-        self._files.prepare()
-        self._sessions = dict.fromkeys(config.peers, SessionState.DOWN)
+        self._sessions: tuple[Session, ...] = ()
+        self._standing = {peer: Standing(since=time.time()) for peer in config.peers}
+        self._reconfigured = False
         self._desired: frozenset[IPAddress] | None = None
-        self._announced: frozenset[IPAddress] = frozenset()
-        self._partial: frozenset[IPAddress] = frozenset()
-        self._refused: frozenset[IPAddress] = frozenset()
-        self._impossible: frozenset[IPAddress] = frozenset()
+        self._unreachable: frozenset[IPAddress] = frozenset()
+        self._to_tear_down: frozenset[IPAddress] = frozenset()
+        self._told: dict[Route, str] = {}
+        self._refused: frozenset[Route] = frozenset()
+        self._replaced: frozenset[IPAddress] = frozenset()
+        self._impossible: frozenset[Route] = frozenset()
+        self._version = 0
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
+    # What is wanted
+
     def set_routes(self, vips: frozenset[IPAddress]) -> None:
         """Want host routes to exactly these VIPs announced. Cheap, and may be repeated."""
-        if vips == self._desired:
+        if vips != self._desired:
+            self._desired = vips
+            self._changed()
+
+    def keeps_routes(self) -> bool:
+        """Whether an ExaBGP lives that a former director has told routes."""
+        return self._host.former_lives()
+
+    def set_reachable(self, neighbor: IPAddress, reachable: bool) -> None:
+        """What somebody else (BFD) knows of a neighbor. One that can't be reached is told no routes, and its
+        session ends at once.
+        """
+        others = self._unreachable - {neighbor}
+        if not reachable and neighbor not in self._unreachable:
+            self._to_tear_down |= {neighbor}
+        self._unreachable = others if reachable else others | {neighbor}
+        self._changed()
+
+    def reconfigure(self, config: RhiConfig) -> None:
+        """Other neighbors, or the same with other settings; those without a change stay up. Raises RhiError,
+        and nothing has changed then.
+        """
+        passwords = sessions.passwords(config)
+        if (config, passwords) == (self._config, self._passwords):
             return
-        self._desired = vips
+        sessions.resolve(config, self._machine, passwords)
+        self._config, self._passwords = config, passwords
+        fresh = Standing(since=time.time())
+        self._standing = {peer: self._standing.get(peer, fresh) for peer in config.peers}
+        self._reconfigured = True
+        self._changed()
+
+    def _changed(self) -> None:
+        self._version += 1
         self._wake.set()
 
+    # What is
+
     def sessions(self) -> Mapping[IPAddress, SessionState]:
-        """The state of the session with every configured peer."""
-        return MappingProxyType(dict(self._sessions))
+        """The state of the session with every configured neighbor."""
+        return MappingProxyType({peer: standing.state for peer, standing in self._standing.items()})
+
+    def standings(self) -> Mapping[Neighbor, Standing]:
+        """Everything to know of every configured neighbor."""
+        routes = Counter(neighbor for neighbor, _ in self._told)
+        return MappingProxyType(
+            {
+                neighbor: replace(self._standing[neighbor.address], routes=routes[neighbor.address])
+                for neighbor in self._config.neighbors
+            }
+        )
 
     def announced(self) -> frozenset[IPAddress]:
-        """The VIPs whose routes ExaBGP has, for all peers: sent to those whose session is established."""
-        return self._announced
+        """The VIPs whose routes ExaBGP has, for all neighbors that are to know of them: sent to those whose
+        session is established.
+        """
+        vips = frozenset(vip for _, vip in self._told)
+        return rib.complete(self._told, self._wanted(vips))
+
+    # Life
 
     async def run(self) -> None:
         """Supervise ExaBGP until cancelled, which leaves it alive for `hold_s`, or until `shutdown`."""
@@ -111,7 +165,8 @@ class Speaker:
             worker.result()
 
     async def shutdown(self) -> None:
-        """Withdraw all routes, give ExaBGP up to FLUSH_S to send that, end it, and remove the files.
+        """Announce for graceful shutdown, wait, withdraw, give ExaBGP up to FLUSH_S to send that, end it, and
+        remove the files.
 
         Ends `run` too. Leaves everything alone where another director has taken over.
         """
@@ -119,28 +174,47 @@ class Speaker:
             self._worker.cancel()
             await asyncio.wait({self._worker})
         try:
-            await self._withdraw_all()
+            await self._take_leave()
         except RelayBusyError as error:
             log.warning("rhi left running reason=%s", error)
             return
         except (RhiError, TimeoutError) as error:
             log.warning("rhi withdrawal not confirmed reason=%s", error or "timeout")
-        await self._stop_exabgp()
-        self._files.remove()
+        await self._host.stop()
+        self._host.files.remove()
         self._forget()
         log.info("rhi stopped")
 
-    async def _withdraw_all(self) -> None:
-        try:
-            link = await Link.connect(self._files.socket, self._event)
-        except LinkLostError:
+    async def _take_leave(self) -> None:
+        link = await self._host.connect()
+        if link is None:
             return  # nobody to withdraw from
         try:
+            if self._config.graceful_s:
+                await self._announce_the_end(link)
             async with asyncio.timeout(FLUSH_S):
                 await link.command(grammar.WITHDRAW_ALL)
                 await self._flush(link)
         finally:
             await link.close()
+
+    async def _announce_the_end(self, link: Link) -> None:
+        """Routers that know of another way take it from now on, while ours still works."""
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                await self._observe_routes(link)
+                wanted = self._wanted(frozenset(vip for _, vip in self._told), graceful=True)
+                told = {route: said for route, said in wanted.items() if route in self._told}
+                if not told or not await self._observe_sessions(link):
+                    return
+                for change in rib.diff({}, told):
+                    await link.command(grammar.announce(change.neighbors, change.vip, change.said))
+                await self._flush(link)
+        except (CommandRefusedError, TimeoutError) as error:
+            log.warning("rhi graceful shutdown not announced reason=%s", error or "timeout")
+            return
+        log.info("rhi graceful shutdown announced wait_s=%g", self._config.graceful_s)
+        await asyncio.sleep(self._config.graceful_s)
 
     async def _flush(self, link: Link) -> None:
         """Return when ExaBGP has sent its updates: between two commands it sends what is waiting, so when
@@ -148,8 +222,6 @@ class Speaker:
         before = None
         while (now := await self._observe_sessions(link)) != before:
             before = now
-
-    # Supervision.
 
     async def _supervise(self) -> None:
         retry_s = RETRY_MIN_S
@@ -160,7 +232,7 @@ class Speaker:
                 await self._serve()
             except NoAnswerError as error:
                 log.error("exabgp hangs reason=%s", error)
-                await self._stop_exabgp()
+                await self._host.stop()
             except (RhiError, OSError) as error:
                 log.warning("rhi interrupted reason=%s retry_s=%g", error, retry_s)
             self._forget()
@@ -170,8 +242,9 @@ class Speaker:
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
     async def _serve(self) -> None:
-        """Attach to ExaBGP and keep its routes right until the connection ends."""
-        link = await self._attach()
+        """Keep the routes right as long as one connection to the relay lasts. Its end raises RhiError."""
+        link = await self._host.attach(self._resolved(), self._config.hold_s)
+        await self._until_taken_over(link)
         reconcile = asyncio.create_task(self._reconcile(link), name="rhi-reconcile")
         lost = asyncio.create_task(link.lost(), name="rhi-link-lost")
         try:
@@ -186,71 +259,14 @@ class Speaker:
                 raise outcome
         raise LinkLostError("ExaBGP or its relay has gone")
 
-    async def _attach(self) -> Link:
-        """Adopt the living ExaBGP if it is just what we would start, else start one in its place."""
-        text = self._configuration_text()
-        link = await self._connect_to_former()
-        if link is not None:
-            self._files.pid.write_text(f"{link.exabgp}\n")
-            if text == self._files.written_configuration():
-                log.info("exabgp adopted pid=%d", link.exabgp)
-                return link
-            await link.close()
-        await self._stop_exabgp()
-        return await self._start(text)
+    def _resolved(self) -> str:
+        """Fills in what the configuration leaves to the machine; ExaBGP's configuration for that."""
+        self._reconfigured = False
+        self._sessions = sessions.resolve(self._config, self._machine, self._passwords)
+        router_id = self._config.router_id or self._machine.router_id
+        return grammar.configuration(self._sessions, router_id, self._host.relay_command)
 
-    async def _connect_to_former(self) -> Link | None:
-        """A former director's relay. One that has just died is waited for while its ExaBGP lives."""
-        former = child.find(self._files)
-        if former is None:
-            return await self._try_connect()
-        try:
-            return await self._connect_while_alive(former, _RELAY_S)
-        finally:
-            former.close()
-
-    async def _start(self, text: str) -> Link:
-        exabgp = child.start(self._files, self._exabgp, text, grammar.environment(child.user()))
-        log.info("exabgp started pid=%d", exabgp.pid)
-        try:
-            link = await self._connect_while_alive(exabgp, START_S)
-        finally:
-            exabgp.close()
-        if link is None:
-            raise RhiError(f"ExaBGP doesn't start: {self._files.last_log_line()} (see {self._files.log})")
-        return link
-
-    async def _connect_while_alive(self, exabgp: Child, timeout_s: float) -> Link | None:
-        """Wait for the relay of this ExaBGP; None when time is over or ExaBGP ends."""
-        clock = asyncio.get_running_loop().time
-        end = clock() + timeout_s
-        while clock() < end:
-            link = await self._try_connect()
-            if link is not None and link.exabgp == exabgp.pid:
-                return link
-            if link is not None:
-                await link.close()
-            if await exabgp.wait_gone(_POLL_S):
-                return None
-        return None
-
-    async def _try_connect(self) -> Link | None:
-        try:
-            return await Link.connect(self._files.socket, self._event)
-        except LinkLostError:
-            return None
-
-    async def _stop_exabgp(self) -> None:
-        exabgp = child.find(self._files)
-        if exabgp is None:
-            return
-        try:
-            await exabgp.stop()
-            log.info("exabgp stopped pid=%d", exabgp.pid)
-        finally:
-            exabgp.close()
-
-    # Routes.
+    # Routes
 
     async def _reconcile(self, link: Link) -> None:
         clock = asyncio.get_running_loop().time
@@ -258,9 +274,9 @@ class Speaker:
         while True:
             await self._observe_sessions(link)
             await self._observe_routes(link)
-            self._files.trim_log()
+            self._host.files.trim_log()
             check_at = clock() + CHECK_S
-            while (left_s := check_at - clock()) > 0:
+            while (left_s := check_at - clock()) > 0 and not self._reconfigured:
                 if self._desired is None and clock() >= undecided_until:
                     log.warning(
                         "rhi undecided for hold_s=%g, withdrawing what was adopted", self._config.hold_s
@@ -271,6 +287,19 @@ class Speaker:
                 if self._desired is None:
                     left_s = min(left_s, max(0.0, undecided_until - clock()))
                 await self._wait_for_change(left_s)
+            if self._reconfigured:
+                await self._reload(link)
+
+    async def _reload(self, link: Link) -> None:
+        if not self._host.reconfigure(self._resolved(), self._config.hold_s):
+            await self._host.stop()
+            raise LinkLostError("ExaBGP begins anew with another relay")
+        await self._until_taken_over(link)
+
+    async def _until_taken_over(self, link: Link) -> None:
+        """ExaBGP heeds signals in every turn, and takes in at most one of these in each."""
+        for _ in range(_TURNS):
+            await link.command(grammar.NOTHING)
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         try:
@@ -280,40 +309,76 @@ class Speaker:
             pass
 
     async def _converge(self, link: Link) -> None:
-        """Carry out the difference, and begin anew as soon as the desired routes change meanwhile."""
-        while self._desired is not None:
-            wanted = self._desired
-            changes = rib.diff(self._announced, self._possible(wanted), self._partial)
-            for change in changes:
+        """Carry out the difference, and begin anew as soon as what is desired changes meanwhile."""
+        while True:
+            version = self._version
+            await self._tear_down(link)
+            if self._desired is None or self._reconfigured:
+                return
+            wanted = self._wanted(self._desired)
+            for route in self._refused:
+                wanted.pop(route, None)
+            for change in rib.diff(self._told, wanted):
                 await self._carry_out(link, change)
-                if self._desired != wanted:
+                if self._version != version:
                     break
             else:
+                await self._resend(link)
                 return
 
-    def _possible(self, wanted: frozenset[IPAddress]) -> frozenset[IPAddress]:
-        impossible = frozenset(vip for vip in wanted if vip.version not in self._next_hops)
-        for vip in impossible - self._impossible:
-            log.warning("route not announced vip=%s reason=no-next-hop-ipv%d", vip, vip.version)
-        self._impossible = impossible
-        return wanted - impossible - self._refused
+    def _wanted(self, vips: frozenset[IPAddress], graceful: bool = False) -> dict[Route, str]:
+        """What every neighbor is to be told of these VIPs."""
+        wanted: dict[Route, str] = {}
+        impossible: set[Route] = set()
+        for session in self._sessions:
+            neighbor = session.neighbor
+            if neighbor.address in self._unreachable:
+                continue
+            said = {version: grammar.said(session, version, graceful) for version in (4, 6)}
+            for vip in vips:
+                if neighbor.admits(vip):
+                    words = said[vip.version]
+                    if words is None:
+                        impossible.add((neighbor.address, vip))
+                    else:
+                        wanted[neighbor.address, vip] = words
+        for peer, vip in impossible - self._impossible:
+            log.warning("route not announced vip=%s peer=%s reason=no-next-hop", vip, peer)
+        self._impossible = frozenset(impossible)
+        return wanted
 
-    async def _carry_out(self, link: Link, change: rib.RouteChange) -> None:
-        spell = {rib.RouteAction.ANNOUNCE: grammar.announce, rib.RouteAction.WITHDRAW: grammar.withdraw}
-        vip = change.vip
+    async def _carry_out(self, link: Link, change: RouteChange) -> None:
+        spell = {RouteAction.ANNOUNCE: grammar.announce, RouteAction.WITHDRAW: grammar.withdraw}
+        routes = [(neighbor, change.vip) for neighbor in change.neighbors]
         try:
-            await link.command(spell[change.action](vip, self._next_hops[vip.version]))
+            await link.command(spell[change.action](change.neighbors, change.vip, change.said))
         except CommandRefusedError as error:
-            log.error("route refused vip=%s action=%s reason=%s", vip, change.action, error)
-            self._refused |= {vip}  # until the next check
+            log.error("route refused vip=%s action=%s reason=%s", change.vip, change.action, error)
+            self._refused |= {*routes}  # until the next check
             return
-        self._partial -= {vip}
-        if change.action is rib.RouteAction.ANNOUNCE:
-            self._announced |= {vip}
-            log.info("route announced vip=%s", vip)
+        if change.action is RouteAction.ANNOUNCE:
+            self._replaced |= {neighbor for neighbor, vip in routes if (neighbor, vip) in self._told}
+            self._told.update(dict.fromkeys(routes, change.said))
         else:
-            self._announced -= {vip}
-            log.info("route withdrawn vip=%s", vip)
+            for route in routes:
+                self._told.pop(route, None)
+        to = ",".join(map(str, change.neighbors))
+        log.info("route %s vip=%s peers=%s", _DONE[change.action], change.vip, to)
+
+    async def _resend(self, link: Link) -> None:
+        """Where a route was replaced by one with other attributes before it was sent, ExaBGP may send them in
+        the wrong order; what it has is right, and is sent once more.
+        """
+        for neighbor in self._replaced:
+            if self.sessions().get(neighbor) is SessionState.ESTABLISHED:
+                self._replaced -= {neighbor}
+                await _try(link, grammar.resend(neighbor))
+
+    async def _tear_down(self, link: Link) -> None:
+        for neighbor in self._to_tear_down:
+            self._to_tear_down -= {neighbor}
+            if self.sessions().get(neighbor) is SessionState.ESTABLISHED:
+                await _try(link, grammar.tear_down(neighbor))
 
     async def _observe_sessions(self, link: Link) -> Mapping[IPAddress, int]:
         """Update the sessions' states; the UPDATE messages sent, by established peer."""
@@ -323,58 +388,54 @@ class Speaker:
         return {s.address: s.updates_sent for s in statuses if s.state is SessionState.ESTABLISHED}
 
     async def _observe_routes(self, link: Link) -> None:
-        """Believe what ExaBGP has, not what we told it."""
-        routes = grammar.parse_routes(await link.command(grammar.SHOW_ROUTES))
-        per_peer = [frozenset(vip for peer, vip in routes if peer == p) for p in self._config.peers]
-        if not per_peer:
-            return
-        everywhere, somewhere = per_peer[0].intersection(*per_peer), per_peer[0].union(*per_peer)
-        if (everywhere, somewhere - everywhere) != (self._announced, self._partial):
-            log.info("routes observed everywhere=%d somewhere=%d", len(everywhere), len(somewhere))
-        self._announced, self._partial, self._refused = everywhere, somewhere - everywhere, frozenset()
+        """Believe what ExaBGP has, not what we told it. Of routes that aren't ours it isn't known what was
+        said, so they are announced again.
+        """
+        observed = grammar.parse_routes(await link.command(grammar.SHOW_ROUTES))
+        if observed.keys() != self._told.keys():
+            log.info("routes observed=%d expected=%d", len(observed), len(self._told))
+        self._told = {route: self._told.get(route, said) for route, said in observed.items()}
+        self._refused = frozenset()
 
-    # Sessions.
+    # Sessions
 
     def _event(self, event: Mapping[str, Any]) -> None:
         news = grammar.parse_event(event)
         if news is not None:
             self._set_session(*news)
 
-    def _set_session(self, peer: IPAddress, state: SessionState) -> None:
-        if self._sessions.get(peer, state) is state:
-            return  # no news, or a peer that isn't ours
-        notable = SessionState.ESTABLISHED in (state, self._sessions[peer])  # attempts repeat for ever
-        self._sessions[peer] = state
-        log.log(logging.INFO if notable else logging.DEBUG, "session %s peer=%s", state, peer)
+    def _set_session(self, peer: IPAddress, state: SessionState, why: str = "") -> None:
+        before = self._standing.get(peer)
+        if before is None:
+            return  # a peer that isn't ours
+        if why:
+            before = self._standing[peer] = replace(before, why=why)
+        if before.state is state:
+            return
+        up = state is SessionState.ESTABLISHED
+        notable = SessionState.ESTABLISHED in (state, before.state)  # attempts repeat for ever
+        self._standing[peer] = Standing(
+            state, time.time() if notable else before.since, "" if up else before.why
+        )
+        level = logging.INFO if notable else logging.DEBUG
+        log.log(level, "session %s peer=%s why=%r", state, peer, self._standing[peer].why)
+        if up and peer in self._replaced:
+            self._wake.set()
         if self._on_session is not None:
             self._on_session(peer, state)
 
     def _forget(self) -> None:
         """Nobody can say any more what the routers know."""
-        self._announced = self._partial = self._refused = frozenset()
+        self._told, self._refused, self._replaced = {}, frozenset(), frozenset()
         for peer in self._config.peers:
             self._set_session(peer, SessionState.DOWN)
 
-    # Addresses.
 
-    def _configuration_text(self) -> str:
-        local: dict[int, IPAddress] = {self._local_address.version: self._local_address}
-        for peer in self._config.peers:
-            if peer.version not in local:
-                local[peer.version] = source_address(peer)
-        self._next_hops = {**local, **self._given_hops}
-        interpreter = [sys.executable, "-I", "-S", relay.__file__]
-        command = [*interpreter, str(self._files.socket), "--hold", f"{self._config.hold_s:g}"]
-        neighbors = grammar.neighbors(self._config, local)
-        return grammar.configuration(neighbors, self._router_id, self._next_hops, command)
+_DONE = {RouteAction.ANNOUNCE: "announced", RouteAction.WITHDRAW: "withdrawn"}
 
 
-def source_address(peer: IPAddress) -> IPAddress:
-    """The address the kernel would send from to `peer`. Sends nothing."""
-    family = {4: socket.AF_INET, 6: socket.AF_INET6}[peer.version]
+async def _try(link: Link, command: str) -> None:
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(peer), _BGP_PORT))
-            return type(peer)(probe.getsockname()[0])
-    except OSError as error:
-        raise RhiError(f"no local address to reach the BGP peer {peer} from: {error.strerror}") from error
+        await link.command(command)
+    except CommandRefusedError as error:
+        log.info("not done reason=%s", error)  # the session has ended meanwhile

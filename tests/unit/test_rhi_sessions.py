@@ -1,0 +1,143 @@
+"""BGP sessions with what the machine adds; passwords; ExaBGP's changed methods."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
+
+import pytest
+
+from vc5py.errors import RhiError
+from vc5py.model import Neighbor, PrefixRule, RhiConfig, Secret
+from vc5py.rhi import exabgp_main
+from vc5py.rhi.sessions import MAX_PASSWORD, Machine, passwords, resolve
+
+OURS, OURS6 = IPv4Address("192.0.2.9"), IPv6Address("2001:db8::9")
+MACHINE = Machine(OURS, OURS, (OURS6,))
+ROUTER = Neighbor(IPv4Address("192.0.2.1"), 65001, 65001)
+ROUTER6 = replace(ROUTER, address=IPv6Address("::1"))
+
+
+def test_addresses_are_the_neighbors_own_or_the_machines() -> None:
+    config = RhiConfig(65001, (ROUTER, replace(ROUTER, source=IPv4Address("192.0.2.8"))))
+    first, second = resolve(config, MACHINE, {})
+    assert (first.local_address, first.next_hops, first.families) == (OURS, (OURS, OURS6), (4, 6))
+    assert (second.local_address, second.next_hop(4)) == (IPv4Address("192.0.2.8"), OURS)
+
+
+def test_ipv6_session_comes_from_where_the_kernel_says() -> None:
+    (session,) = resolve(RhiConfig(65001, (ROUTER6,)), Machine(OURS, OURS), {})
+    assert (session.local_address, session.next_hop(6)) == (IPv6Address("::1"), IPv6Address("::1"))
+    (session,) = resolve(RhiConfig(65001, (replace(ROUTER6, source=OURS),)), Machine(OURS, OURS), {})
+    assert session.local_address == IPv6Address("::1"), "a source of the other version isn't for it"
+
+
+def test_next_hops_of_a_neighbor_go_first_and_families_bound_what_is_announced() -> None:
+    hop = IPv6Address("2001:db8::7")
+    neighbor = replace(ROUTER, next_hop6=hop, families=frozenset({6}))
+    (session,) = resolve(RhiConfig(65001, (neighbor,)), MACHINE, {})
+    assert (session.next_hop(6), session.next_hop(4), session.families) == (hop, OURS, (6,))
+    (session,) = resolve(RhiConfig(65001, (ROUTER,)), Machine(OURS, OURS), {})
+    assert (session.next_hop(6), session.families) == (None, (4,))
+
+
+@pytest.mark.parametrize(
+    ("accept", "reject", "admitted"),
+    [
+        ([], [], True),
+        ([("192.0.2.0/24", 24, 32)], [], True),
+        ([("192.0.2.0/24", 24, 31)], [], False),
+        ([("198.51.100.0/24", 24, 32)], [], False),
+        ([("::/0", 0, 128)], [], False),
+        ([], [("192.0.2.77/32", 32, 32)], False),
+        ([("192.0.2.0/24", 24, 32)], [("192.0.2.0/25", 25, 32)], False),
+        ([("192.0.2.0/24", 24, 32)], [("192.0.2.0/25", 25, 31)], True),
+    ],
+)
+def test_filters(
+    accept: list[tuple[str, int, int]], reject: list[tuple[str, int, int]], admitted: bool
+) -> None:
+    rules = [
+        tuple(PrefixRule(ip_network(prefix), ge, le) for prefix, ge, le in some) for some in (accept, reject)
+    ]
+    neighbor = replace(ROUTER, accept=rules[0], reject=rules[1])
+    assert neighbor.admits(IPv4Address("192.0.2.77")) is admitted
+
+
+def test_families_of_a_neighbor_are_a_filter_too() -> None:
+    assert not replace(ROUTER, families=frozenset({6})).admits(IPv4Address("192.0.2.77"))
+
+
+# Passwords
+
+
+def config(secret: Secret) -> RhiConfig:
+    return RhiConfig(65001, (replace(ROUTER, password=secret),))
+
+
+def test_password_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b"se cret\xff\r\n")
+    file.chmod(0o600)
+    secret = Secret(str(file))
+    assert passwords(config(secret)) == {secret: b"se cret\xff"}
+    monkeypatch.setenv("KEY", "other")
+    assert passwords(config(Secret(variable="KEY"))) == {Secret(variable="KEY"): b"other"}
+    (session,) = resolve(config(secret), MACHINE, passwords(config(secret)))
+    assert session.password == b"se cret\xff"
+    assert "se cret" not in repr(session)
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "message"),
+    [
+        (b"", 0o600, "found 0 bytes, expected a password of 1 to 80"),
+        (b"\n", 0o600, "found 0 bytes"),
+        (b"x" * (MAX_PASSWORD + 1), 0o600, "found 81 bytes"),
+        (b"secret", 0o644, "everybody can read"),
+    ],
+)
+def test_password_that_can_not_be_used(tmp_path: Path, content: bytes, mode: int, message: str) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    file.chmod(mode)
+    with pytest.raises(RhiError, match=message) as error:
+        passwords(config(Secret(str(file))))
+    assert str(file) in str(error.value) and "secret" not in str(error.value)
+
+
+def test_password_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RhiError, match="No such file"):
+        passwords(config(Secret(str(tmp_path / "none"))))
+    with pytest.raises(RhiError, match="the variable VC5_NONE: found 0 bytes"):
+        passwords(config(Secret(variable="VC5_NONE")))
+
+
+# What is changed of ExaBGP
+
+
+def test_waiting_between_attempts_is_bounded() -> None:
+    from exabgp.reactor.delay import Delay  # type: ignore[import-untyped]
+
+    class Ours(Delay):  # type: ignore[misc]
+        pass
+
+    exabgp_main.replace(Ours, "increase", exabgp_main.longer)
+    delay = Ours()
+    waits = []
+    for _ in range(30):
+        delay.increase()
+        waits.append(round(delay._time - time.time()))
+    assert waits[:6] == [0, 1, 2, 3, 4, 5]
+    assert max(waits) == exabgp_main.LONGEST_S
+
+
+def test_the_methods_are_those_of_exabgp() -> None:
+    from exabgp.reactor.loop import Reactor  # type: ignore[import-untyped]
+
+    assert callable(Reactor._pending_adjribout)
+    assert not exabgp_main.nothing_pending(None)
+    with pytest.raises(SystemExit, match=r"no Reactor\.gone"):
+        exabgp_main.replace(Reactor, "gone", exabgp_main.nothing_pending)
