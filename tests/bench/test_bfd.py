@@ -1,0 +1,17 @@
+"""Twenty seconds of BFD while all cores are busy: no false down. And that the benchmark reports."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.bfd import CHOSEN, HOGS_PER_CORE, aims, measure, print_report
+
+
+def test_no_false_down_under_load(capsys: pytest.CaptureFixture[str]) -> None:
+    figure = measure(CHOSEN, seconds=20.0, cuts=1, hogs=2 * HOGS_PER_CORE)
+    print_report([figure], 2 * HOGS_PER_CORE)
+    assert figure.packets > 20 * 9
+    assert figure.false_downs == 0
+    assert all(aim.met for aim in aims(figure)), figure
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(("met", "MISSED")) for line in lines) == 4

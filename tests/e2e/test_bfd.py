@@ -1,0 +1,433 @@
+"""BFD against BIRD's, in namespaces: both come up, and each finds within 300 ms that the other has gone.
+
+BIRD runs with real-time priority: the router is another machine, and what is tested is our end. The last
+tests have a whole balancer, and BGP that would take minutes to find out by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.bench.bfd import (
+    ADDRESS,
+    DETECTION_MS,
+    INTERVAL_MS,
+    MARGIN_MS,
+    MULTIPLIER,
+    ROUTER_ADDRESS,
+    Bird,
+    Lines,
+    Network,
+    Ours,
+    network,
+)
+from vc5py.bfd.packet import Packet, State, encode
+from vc5py.lab.kernel import entered
+
+ROUTER, BALANCER = "vc5t-bfd-r", "vc5t-bfd-a"
+ROUTER6, ADDRESS6 = "fd97::1", "fd97::2"
+BFD_PORT = 3784
+VIP = "192.168.101.1"
+LIMIT_S = (DETECTION_MS + MARGIN_MS) / 1e3
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], timeout_s: float = 20.0) -> T:
+    """The first true value of `probe`; the test fails where there is none in time."""
+    end = time.monotonic() + timeout_s
+    while not (value := probe()):
+        assert time.monotonic() < end, f"not within {timeout_s} s"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network(ROUTER, BALANCER) as made:
+        yield made
+
+
+@pytest.fixture
+def bird(net: Network, tmp_path: Path) -> Iterator[Bird]:
+    router = Bird(ROUTER, "br0", ADDRESS, tmp_path / "bird", fifo=True)
+    yield router
+    router.end()
+    net.mend()
+
+
+@pytest.fixture
+def ours(net: Network, tmp_path: Path) -> Iterator[Ours]:
+    one = Ours(tmp_path / "ours", "fifo", BALANCER)
+    yield one
+    one.end()
+
+
+def session(ours: Ours, neighbor: str = ROUTER_ADDRESS) -> dict[str, Any]:
+    found = ours.ask("status")["sessions"][neighbor]
+    assert isinstance(found, dict)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs: a zombie that nobody has waited for yet doesn't."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def settled(bird: Bird, ours: Ours) -> None:
+    """Up, and both know the other's interval."""
+    ours.wait_up()
+    bird.wait_up()
+    eventually(lambda: session(ours)["detection_ms"] == DETECTION_MS)
+    eventually(lambda: re.search(r" Up .* 0\.100 +0\.300", bird.ask("show", "bfd", "sessions")))
+
+
+def test_up_and_a_killed_router(bird: Bird, ours: Ours) -> None:
+    settled(bird, ours)
+    eventually(lambda: session(ours)["remote_state"] == "up" and session(ours)["reachable"])
+    at = bird.kill()
+    assert ours.wait_down() - at < LIMIT_S
+    down = session(ours)
+    assert (down["state"], down["diagnostic"], down["reachable"]) == ("down", 1, False)
+
+
+def test_a_cut_link_is_found_by_both(bird: Bird, ours: Ours, net: Network) -> None:
+    settled(bird, ours)
+    at = net.cut()
+    assert ours.wait_down() - at < LIMIT_S
+    assert bird.wait_down() - at < LIMIT_S
+    net.mend()
+    ours.wait_up()
+    bird.wait_up()
+    assert session(ours)["reachable"]
+
+
+def test_our_death_is_found_by_bird(bird: Bird, ours: Ours) -> None:
+    settled(bird, ours)
+    at = ours.kill()
+    assert bird.wait_down() - at < LIMIT_S
+
+
+def test_an_orderly_end_is_said_and_not_found(bird: Bird, ours: Ours) -> None:
+    ours.wait_up()
+    bird.wait_up()
+    (pid,) = ours.pids()
+    at = time.monotonic()
+    ours.ask("shutdown")
+    ended = time.monotonic()
+    assert bird.wait_down() - at < 0.1, "told, so not after 300 ms"
+    assert ended - at < 1.0
+    eventually(lambda: not alive(pid))
+
+
+def test_a_neighbor_that_is_taken_down_is_not_unreachable(ours: Ours, tmp_path: Path) -> None:
+    """BIRD just falls silent: this router is one that says it, ours."""
+    router = Ours(tmp_path / "router", "fifo", ROUTER, ADDRESS)
+    ours.wait_up()
+    router.ask("shutdown")
+    router.end()
+    eventually(lambda: session(ours)["state"] == "down")
+    found = session(ours)
+    assert (found["remote_state"], found["diagnostic"], found["reachable"]) == ("admin-down", 3, True)
+
+
+def test_sessions_outlive_the_director_and_are_taken_over(bird: Bird, ours: Ours, tmp_path: Path) -> None:
+    settled(bird, ours)
+    before = session(ours)
+    ours.kill_director()
+    bird.settle(1.0)
+    assert bird.false_downs() == 0
+    second = Ours(tmp_path / "ours", "fifo", BALANCER)
+    second.wait_up()
+    after = session(second)
+    assert after["transitions"] == before["transitions"]
+    assert after["packets_in"] > before["packets_in"]
+    second.ask("shutdown")
+    second.end()
+
+
+def test_sessions_end_after_the_hold(bird: Bird, net: Network, tmp_path: Path) -> None:
+    ours = Ours(tmp_path / "held", "fifo", BALANCER, hold_s=1.0)
+    settled(bird, ours)
+    at = ours.kill_director()
+    assert 0.9 < bird.wait_down() - at < 1.0 + LIMIT_S
+    ours.end()
+
+
+def test_other_settings_leave_the_session_up(bird: Bird, ours: Ours) -> None:
+    settled(bird, ours)
+    before = session(ours)["transitions"]
+    ours.ask(f"want {ROUTER_ADDRESS} 200 4")
+    # We wait for the neighbor's multiplier times the larger one of both intervals.
+    eventually(lambda: session(ours)["detection_ms"] == 600)
+    ours.ask(f"want {ROUTER_ADDRESS} 50 3")
+    eventually(lambda: session(ours)["detection_ms"] == DETECTION_MS)
+    assert session(ours)["transitions"] == before
+    assert bird.false_downs() == 0
+
+
+def test_ipv6(net: Network, tmp_path: Path) -> None:
+    bird = Bird(ROUTER, "br0", ADDRESS6, tmp_path / "bird", fifo=True)
+    ours = Ours(tmp_path / "ours", "fifo", BALANCER, neighbor=ROUTER6)
+    try:
+        ours.wait_up()
+        bird.wait_up()
+        at = bird.kill()
+        assert ours.wait_down() - at < LIMIT_S
+    finally:
+        ours.end()
+        bird.end()
+
+
+def _attacker(ttl: int) -> socket.socket:
+    """On the router, and so with its address."""
+    with entered(ROUTER):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+    sock.connect((ADDRESS, BFD_PORT))
+    return sock
+
+
+def test_packets_from_afar_never_reach_the_process(bird: Bird, ours: Ours) -> None:
+    """A flood of what would end the session, over a hop: TTL 254 (RFC 5881, section 5)."""
+    settled(bird, ours)
+    deadly = encode(Packet(State.DOWN, 7, 0))
+    with _attacker(254) as sock:
+        for _ in range(20_000):
+            sock.send(deadly)
+    report = eventually(lambda: (r := ours.ask("status")["report"])["dropped"] >= 20_000 and r)
+    assert report["rejects"] == {}
+    assert ours.false_downs() == 0
+    assert bird.false_downs() == 0
+
+
+def test_malformed_packets_are_counted_by_reason(bird: Bird, ours: Ours) -> None:
+    ours.wait_up()
+    good = encode(Packet(State.UP, 7, 8))
+    cases = {
+        "short": good[:23],
+        "version": b"\x40" + good[1:],
+        "length": good[:3] + b"\xff" + good[4:],
+        "multiplier": good[:2] + b"\0" + good[3:],
+        "no-session": good,
+    }
+    with _attacker(255) as sock:
+        for data in cases.values():
+            sock.send(data)
+    eventually(lambda: ours.ask("status")["report"]["rejects"] == dict.fromkeys(cases, 1))
+    assert ours.false_downs() == 0
+
+
+# A whole balancer
+
+BGP = f"""
+log stderr all;
+router id {ROUTER_ADDRESS};
+protocol device {{ scan time 1; }}
+protocol direct {{ ipv4; }}
+protocol bfd {{ interface "br0" {{ interval {INTERVAL_MS} ms; multiplier {MULTIPLIER}; }}; }}
+protocol bgp vc5 {{
+  debug {{ states }};
+  local {ROUTER_ADDRESS} as 65001;
+  neighbor {ADDRESS} as 65001;
+  direct;  # or BIRD takes an iBGP neighbor to be several hops away, and speaks BFD of another kind
+  bfd on;
+  hold time 240;
+  connect delay time 1; connect retry time 1; error wait time 1, 2;
+  ipv4 {{ import all; export none; }};
+}}
+"""
+VC5 = f"""
+rhi:
+  as_number: 65001
+  neighbors:
+    - address: {ROUTER_ADDRESS}
+      bfd: {{interval: {INTERVAL_MS}, multiplier: {MULTIPLIER}}}
+      hold_time: 240
+metrics: {{port: 9955}}
+services:
+  - {{name: web, addr: {VIP}, port: 80, reals: [10.97.0.77], checks: []}}
+"""
+
+
+class Router:
+    """BIRD with BGP and BFD. Notes when its route to the VIP went."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "bird.conf").write_text(BGP)
+        self._control = str(directory / "ctl")
+        files = ["-c", str(directory / "bird.conf"), "-s", self._control, "-P", str(directory / "pid")]
+        self.process = subprocess.Popen(
+            ["ip", "netns", "exec", ROUTER, "chrt", "-f", "10", "bird", "-f", *files],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        self.lines = Lines(self.process.stderr)
+
+    def ask(self, *words: str) -> str:
+        command = ["birdc", "-s", self._control, *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+
+    def has_route(self) -> bool:
+        return f"{VIP}/32" in self.ask("show", "route", "for", VIP)
+
+    def works(self) -> bool:
+        return self.has_route() and bool(
+            re.search(rf"{ADDRESS} +br0 +Up", self.ask("show", "bfd", "sessions"))
+        )
+
+    def withdraws_after(self, at: float) -> float:
+        """Seconds until the route has gone. Asks again and again: a birdc takes some milliseconds."""
+        eventually(lambda: not self.has_route(), 5.0)
+        return time.monotonic() - at
+
+
+class Balancer:
+    """`vc5py run`, with everything it starts."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.state = directory / "state"
+        (directory / "vc5.yaml").write_text(VC5)
+        self.log = directory / "log"
+        vc5py = Path(sys.executable).with_name("vc5py")
+        bpf = f"mount -t bpf bpf /sys/fs/bpf && exec {vc5py} run -c {directory}/vc5.yaml --address {ADDRESS}"
+        directories = f"--state-dir {self.state} --data-dir {directory}/data eth0"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["ip", "netns", "exec", BALANCER, "sh", "-c", f"{bpf} {directories}"],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def status(self) -> dict[str, Any]:
+        found = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("vc5py")),
+                "status",
+                "--json",
+                "--state-dir",
+                str(self.state),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        answer = json.loads(found.stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+    def bfd(self) -> list[tuple[str, bool]]:
+        return [(one["state"], one["reachable"]) for one in self.status()["bfd"]]
+
+    def descendants(self) -> list[int]:
+        """Of the director, itself included: what a crash of the machine would end."""
+        found = [self.process.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+        return found
+
+    def bfd_process(self) -> int:
+        (pid,) = (
+            p for p in self.descendants() if b"vc5py.bfd.process" in Path(f"/proc/{p}/cmdline").read_bytes()
+        )
+        return pid
+
+    def kill(self) -> float:
+        victims = self.descendants() if self.process.poll() is None else []
+        at = time.monotonic()
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(10)
+        return at
+
+
+@pytest.fixture
+def router(net: Network, tmp_path: Path) -> Iterator[Router]:
+    made = Router(tmp_path / "router")
+    yield made
+    made.process.terminate()
+    made.process.wait(10)
+    made.lines.close()
+    net.mend()
+
+
+@pytest.fixture
+def balancer(router: Router, tmp_path: Path) -> Iterator[Balancer]:
+    made = Balancer(tmp_path / "balancer")
+    try:
+        eventually(router.works)
+        yield made
+    finally:
+        print(made.log.read_text())
+        made.kill()
+        subprocess.run(["ip", "-n", BALANCER, "link", "set", "eth0", "xdp", "off"], check=False)
+
+
+def test_a_cut_link_costs_the_route_at_once(balancer: Balancer, router: Router, net: Network) -> None:
+    assert balancer.bfd() == [("up", True)]
+    at = net.cut()
+    assert router.withdraws_after(at) < LIMIT_S
+    eventually(lambda: balancer.bfd() == [("down", False)], 5.0)
+    assert balancer.status()["neighbors"][0]["state"] != "established"
+    assert "state=down was=up why=detection-time-expired" in balancer.log.read_text()
+    net.mend()
+    eventually(router.works)
+    eventually(lambda: balancer.bfd() == [("up", True)])
+
+
+def test_a_node_that_hangs_loses_its_route_at_once(balancer: Balancer, router: Router) -> None:
+    """Nothing is closed, no carrier is lost: BFD alone tells."""
+    victims = balancer.descendants()
+    at = time.monotonic()
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP)
+    assert router.withdraws_after(at) < LIMIT_S
+
+
+def test_a_killed_balancer_loses_its_route_at_once(balancer: Balancer, router: Router) -> None:
+    assert router.withdraws_after(balancer.kill()) < LIMIT_S
+
+
+def test_a_router_that_died_is_told_no_routes(balancer: Balancer, router: Router) -> None:
+    at = time.monotonic()
+    router.process.kill()
+    eventually(lambda: balancer.bfd() == [("down", False)], 5.0)
+    (found,) = balancer.status()["bfd"]
+    assert found["since"] - (time.time() - (time.monotonic() - at)) < LIMIT_S
+    metrics = subprocess.run(
+        ["ip", "netns", "exec", BALANCER, "curl", "-s", f"http://{ADDRESS}:9955/metrics"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert f'vc5_bfd_session_up{{peer="{ROUTER_ADDRESS}"}} 0.0' in metrics
+    assert f'vc5_bfd_peer_reachable{{peer="{ROUTER_ADDRESS}"}} 0.0' in metrics
+
+
+def test_an_orderly_end_withdraws_first(balancer: Balancer, router: Router) -> None:
+    pid = balancer.bfd_process()
+    balancer.process.terminate()
+    assert balancer.process.wait(15) == 0
+    assert not router.has_route()
+    eventually(lambda: not alive(pid))
+    lines = router.lines.waiting()
+    assert not any("BFD session down" in line for line in lines), lines
