@@ -67,9 +67,12 @@ static __always_inline void flow_refresh(const struct flow_place *place, u64 has
 	s16 age = now - flow_tick(place->value);
 	enum flow_state state = flow_next_state(old, p, age);
 
+	u64 value = flow_value(flow_service(place->value), flow_local(place->value), state, now);
+
 	if (state != old || (age && (p->ends || old != FLOW_CLOSING)))
-		flow_write(place->entry, hash,
-			   flow_value(flow_service(place->value), flow_local(place->value), state, now));
+		flow_write(place->entry, hash, value);
+	if (state != old)
+		flow_log(hash, value);
 }
 
 /* Of the slot's backend and the one of another slot the less loaded one. */
@@ -149,10 +152,13 @@ static __always_inline enum verdict choose_by_flow(const struct flow *f, u32 slo
 	value = flow_value(f->service_index, local, FLOW_UNPROVEN, now);
 	if (place.entry) {
 		flow_write(place.entry, f->hash, value);
+		flow_log(f->hash, value);
 		return VERDICT_FORWARDED_REHASHED;
 	}
-	if (flow_insert(&place, f->hash, value, now, true))
+	if (flow_insert(&place, f->hash, value, now, true)) {
+		flow_log(f->hash, value);
 		return verdict;
+	}
 	return choose_unrecorded(f, slot, p, choice);
 }
 

@@ -29,6 +29,7 @@ struct flow_set {
 #define FLOW_STATE_BITS    3
 #define FLOW_TICK_SHIFT    32 /* 16 bits: when last seen, in ticks, wrapping */
 #define FLOW_TICK_BITS     16
+#define FLOW_LEARNED       (1ULL << 48) /* the last that is known of it came from another balancer */
 #define FLOW_VALID         (1ULL << 63)
 
 /* States from FLOW_ESTABLISHED on are replaced only when they have expired. */
@@ -40,6 +41,41 @@ enum flow_state {
 	FLOW_ESTABLISHED = 4, /* TCP, seen in a third tick */
 	FLOW_STREAM = 5,      /* the same for UDP */
 	FLOW_STATES = 8,
+};
+
+/* The ring of one CPU: how many flows it has written there, and up to where they have been read. */
+struct flow_log_head {
+	u64 written;
+	u64 read;
+	u64 reserved[6];
+};
+
+/* What became of a flow that another balancer has told of. */
+enum learn_result {
+	LEARN_ADDED = 0,   /* it is new here */
+	LEARN_TAKEN = 1,   /* it was known at another backend, and has this one from now on */
+	LEARN_UPDATED = 2, /* it was known, but not as well */
+	LEARN_KEPT = 3,    /* what we know is newer, or surer */
+	LEARN_EXPIRED = 4, /* silent for too long */
+	LEARN_NO_ROOM = 5,
+	LEARN_UNKNOWN = 6, /* no such backend here */
+	LEARN_STRAY = 8, /* beside another result: the flow's slot names another backend */
+};
+
+/* A flow that another balancer has told of. `owner`: service and backend, as in flow_entry.value. */
+struct learned {
+	u64 hash;
+	u32 identity; /* the low bits of the backend's */
+	u32 owner;
+	u16 age;   /* since it was last seen, in ticks */
+	u8 state;  /* enum flow_state */
+	u8 result; /* enum learn_result */
+	u32 reserved;
+};
+
+struct learn_control {
+	u64 next; /* record of the batch */
+	u64 reserved[7];
 };
 
 /*
@@ -133,6 +169,7 @@ struct backend {
 #define BACKEND_REACHABLE 0x0002 /* mac is valid */
 #define BACKEND_OUTER6    0x0004 /* the outer addresses are IPv6 */
 #define BACKEND_SET_TAGS  0x0008 /* vlan and svlan count; else a frame keeps the tags it came with */
+#define BACKEND_RESTING   0x0020 /* gone: its place is free once no flow names it */
 #define BACKEND_ON_LINK   0x0010 /* mac is the real's own: a frame from it is one that came back */
 
 /* Packets and bytes (of the frame, as received) sent to one backend by one CPU. */
@@ -181,6 +218,9 @@ struct icmp_budget {
 #define PROBE_MARK_MASK 0xfff00000
 
 _Static_assert(sizeof(struct flow_set) == 64, "one cache line");
+_Static_assert(sizeof(struct flow_log_head) == 64, "one cache line");
+_Static_assert(sizeof(struct learned) == 24, "no padding");
+_Static_assert(sizeof(struct learn_control) == 64, "one cache line");
 _Static_assert(sizeof(struct service_set4) == 64, "one cache line");
 _Static_assert(sizeof(struct service_set6) == 64, "one cache line");
 _Static_assert(sizeof(struct service) == 64, "one cache line");

@@ -24,7 +24,9 @@
 #include "parse.h"
 #include "flow.h"
 #include "services.h"
+#include "share.h"
 #include "choose.h"
+#include "learn.h"
 #include "checksum.h"
 #include "rewrite.h"
 #include "tunnel.h"
@@ -302,4 +304,23 @@ int vc5_ingress(struct xdp_md *ctx)
 int vc5_egress(struct __sk_buff *skb)
 {
 	return probe_steer(skb);
+}
+
+/*
+ * One record of the batch at each run; what `skb` points to means nothing. For TC, because the kernel waits for
+ * all CPUs before and after every test run of an XDP program that is repeated.
+ */
+int vc5_learn(struct __sk_buff *skb)
+{
+	struct learn_control *control = ELEMENT(learn_control, struct learn_control, 0);
+	struct learned *record;
+
+	if (!control)
+		return TC_ACT_OK;
+	record = ELEMENT(learn_batch, struct learned, control->next);
+	if (!record)
+		return TC_ACT_OK;
+	record->result = learn_one(record);
+	control->next++;
+	return TC_ACT_OK;
 }

@@ -150,7 +150,7 @@ def reals(vip: IPAddress) -> list[IPAddress]:
     return [IPv4Address("198.51.100.0") + n for n in numbers]
 
 
-def _sizes(entries: int) -> maps.Sizes:
+def _sizes(entries: int, log: int) -> maps.Sizes:
     return maps.Sizes(
         flow_sets=entries // abi.FLOW_WAYS,
         services=64,
@@ -160,15 +160,18 @@ def _sizes(entries: int) -> maps.Sizes:
         service_sets6=64,
         cpus=maps.possible_cpus(),
         interfaces=64,
+        log=log,
     )
 
 
 class Ours:
-    """Our data plane, with a flow table of the given number of entries (a power of two)."""
+    """Our data plane, with a flow table of the given number of entries (a power of two). `log`: entries of
+    each CPU's ring of changed flows; 1: flows are not shared.
+    """
 
-    def __init__(self, entries: int, source: Path = abi.XDP_DIR / "vc5.c") -> None:
+    def __init__(self, entries: int, source: Path = abi.XDP_DIR / "vc5.c", log: int = 1) -> None:
         self._clock: TickClock = measure()
-        self.maps = maps.create(_sizes(entries))
+        self.maps = maps.create(_sizes(entries, log))
         self.dataplane = KernelDataplane(self.maps, self._clock, Policy(sources={4: VIP4, 6: VIP6}))
         PortTable(self.maps).write({LOOPBACK: Record(OUR_MAC, exit=LOOPBACK)})
         for real in {real for vip in _MODES for real in reals(vip)}:
@@ -177,12 +180,16 @@ class Ours:
         self.dataplane.apply(_desired())
         self.program = self.load(source)
 
-    def load(self, source: Path) -> int:
+    @property
+    def clock(self) -> TickClock:
+        return self._clock
+
+    def load(self, source: Path, function: str = "vc5_ingress", kind: ProgramType = ProgramType.XDP) -> int:
         """Compiles a program over these maps; returns its file descriptor."""
         key = FlowKey.derive(b"benchmark")
         macros = {"FLOW_KEY": key.start, "FLOW_KEY_ODD": key.odd, "TICK_SHIFT": self._clock.shift}
         module = compiler.compile_file(source, self.maps.macros() | macros)
-        return module.load("vc5_ingress", ProgramType.XDP)
+        return module.load(function, kind)
 
     def forget_flows(self) -> None:
         self.maps.flows[:] = 0

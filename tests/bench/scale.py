@@ -2,7 +2,8 @@
 
 Two parts. A thousand services of a hundred reals each, once all with the same hundred, once with 30,000
 different ones: how long it takes to read the configuration, to decide and to install it in the kernel's
-maps, and how long until one real's change of health is there. And a flow table as large as they come, half
+maps, and how long until one real's change of health is there; and for how long reloads that change all of it
+keep the event loop. And a flow table as large as they come, half
 full: for how long at most one call keeps the event loop, and how long a turn of housekeeping takes.
 """
 
@@ -25,6 +26,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.bench.reload import Reloaded, measure_reloads
 from tests.bench.report import Aim
 from vc5py import config
 from vc5py.core import director
@@ -39,6 +41,7 @@ from vc5py.model import Config, Desired
 _T = TypeVar("_T")
 
 INSTALL_S = 10.0
+BLOCK_MS = 250.0
 CHANGE_MS = 50.0
 CALL_MS = 50.0
 TICKS = TickClock(250)
@@ -110,6 +113,7 @@ class Scanned:
 @dataclass(frozen=True, slots=True)
 class Report:
     installed: tuple[Installed, ...]
+    reloaded: tuple[Reloaded, ...]
     scanned: Scanned
 
 
@@ -273,8 +277,18 @@ def measure(scale: Scale, say: Callable[[str], None] = lambda text: None) -> Rep
     for name, distinct in (("the same reals", scale.reals), (f"{scale.distinct} reals", scale.distinct)):
         say(f"{scale.services} services, {name}")
         installed.append(measure_installed(scale, name, distinct))
+    reloaded = measure_reloads(reloads_of(scale), say)
     say(f"{scale.entries} flows")
-    return Report(tuple(installed), measure_scanned(scale))
+    return Report(tuple(installed), reloaded, measure_scanned(scale))
+
+
+def reloads_of(scale: Scale) -> list[tuple[str, str]]:
+    """What is there, and then each reload: its name and its file."""
+    whole = text_of(scale, scale.distinct)
+    other = text_of(replace(scale, reals=scale.reals - 1), scale.distinct)
+    half = text_of(replace(scale, services=scale.services // 2), scale.distinct)
+    names = "every service gets other reals", "all change, and half go", "the other half comes back"
+    return [("", whole), *zip(names, (other, half, whole), strict=True)]
 
 
 def aims(report: Report) -> list[Aim]:
@@ -283,6 +297,10 @@ def aims(report: Report) -> list[Aim]:
     for one in report.installed:
         out.append(Aim(f"{one.name}: s to load and install", one.load_s, INSTALL_S, most=True))
         out.append(Aim(f"{one.name}: ms for a change of health", one.change_ms, CHANGE_MS, most=True))
+    for reload in report.reloaded:
+        out.append(
+            Aim(f"ms that a reload keeps all else: {reload.name}", reload.longest_ms, BLOCK_MS, most=True)
+        )
     out.append(Aim("ms that one call keeps the event loop", report.scanned.longest_ms, CALL_MS, most=True))
     return out
 
@@ -306,6 +324,8 @@ def print_report(report: Report, write: Callable[[str], None] = print) -> None:
     ]
     for title, cell in rows:
         write(f"{title:44}" + "".join(f"{cell(one):>20}" for one in report.installed))
+    for reload in report.reloaded:
+        write(f"reload, {reload.name}: {reload.took_s:.1f} s, of which {reload.longest_ms:.0f} ms at a time")
     scanned = report.scanned
     million = scanned.entries / 1e6
     write(f"flow table of {scanned.entries} entries, {scanned.occupied:.0%} occupied:")

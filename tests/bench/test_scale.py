@@ -12,5 +12,6 @@ def test_reports_every_part() -> None:
     assert [one.name for one in report.installed] == ["the same reals", "20 reals"]
     assert all(one.step_ms[1] > 0 and one.apply_ms[1] > 0 for one in report.installed)
     assert report.scanned.occupied == 0.5
-    assert len(aims(report)) == 5
-    assert sum(line.startswith(("met", "MISSED")) for line in lines) == 5
+    assert len(report.reloaded) == 3 and all(one.took_s > 0 for one in report.reloaded)
+    assert len(aims(report)) == 8
+    assert sum(line.startswith(("met", "MISSED")) for line in lines) == 8

@@ -49,7 +49,7 @@ CLOCK = TickClock(100)
 _ENDLESS = 1 << 31
 _METADATA = 216  # of 256 bytes of headroom, 40 are the kernel's
 _MAX_TICK = (1 << abi.FLOW_TICK_BITS) - 1
-_SIZES = maps.Sizes(
+SIZES = maps.Sizes(
     flow_sets=FLOW_SETS,
     services=128,
     backends=512,
@@ -128,12 +128,14 @@ class _OtherNetwork:
 
 class Kernel:
     """Compiled once, then any number of worlds and frames. `tick_shift`: log2 of jiffies a tick. `frags`: for
-    frames in several buffers.
+    frames in several buffers. `inherited`: maps that hold something already (`adopt`).
     """
 
-    def __init__(self, tick_shift: int = FROZEN, *, frags: bool = False) -> None:
+    def __init__(
+        self, tick_shift: int = FROZEN, *, frags: bool = False, inherited: maps.Maps | None = None
+    ) -> None:
         self._tick_shift = tick_shift
-        self.maps = maps.create(_SIZES)
+        self.maps = inherited or maps.create(SIZES)
         self._ports = PortTable(self.maps)
         self._network = _OtherNetwork()
         self.ifindex = {Side.NEAR: LOOPBACK, Side.FAR: self._network.ifindex}
@@ -174,16 +176,24 @@ class Kernel:
         """
         if (world, before) != self._installed:
             self._forget_everything()
-            policy = Policy(drop_fragments=world.drop_fragments, sources=SOURCES)
-            self.dataplane = KernelDataplane(self.maps, CLOCK, policy)
-            records = self._records(world)
-            self._network.call(self._ports.write, records)
-            self._ports.forget_all_but(records)
+            self._begin(world)
             if before is not None:
                 self.change(before)
             self.change(world)
             self._installed = world, before
         self.clear_flows()
+
+    def _begin(self, world: World) -> None:
+        policy = Policy(drop_fragments=world.drop_fragments, sources=SOURCES)
+        self.dataplane = KernelDataplane(self.maps, CLOCK, policy)
+        records = self._records(world)
+        self._network.call(self._ports.write, records)
+        self._ports.forget_all_but(records)
+
+    def adopt(self, world: World) -> None:
+        """Takes over what is in the maps, as a start does, and makes it into this world."""
+        self._begin(world)
+        self.change(world)
 
     def _records(self, world: World) -> dict[int, Record]:
         records = {}

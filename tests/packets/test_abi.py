@@ -37,6 +37,9 @@ STRUCTS = {
     "interface": abi.INTERFACE,
     "settings": abi.SETTINGS,
     "icmp_budget": abi.ICMP_BUDGET,
+    "flow_log_head": abi.FLOW_LOG_HEAD,
+    "learned": abi.LEARNED,
+    "learn_control": abi.LEARN_CONTROL,
 }
 _HEADERS = ("linux/bpf.h", "linux/if_ether.h", "linux/in.h", "linux/ip.h", "linux/tcp.h", "linux/udp.h")
 _INCLUDES = "".join(f"#include <{name}>\n" for name in _HEADERS)
@@ -151,6 +154,7 @@ def test_constants(tmp_path: Path) -> None:
 def test_enumerations(tmp_path: Path) -> None:
     expected = {f"VERDICT_{verdict.name.upper()}": verdict.number for verdict in abi.verdicts()}
     expected |= {f"FLOW_{state.name}": state.value for state in abi.FlowState}
+    expected |= {f"LEARN_{result.name}": result.value for result in abi.LearnResult}
     expected |= {"FLOW_STATES": abi.FLOW_STATES, "VERDICT_SLOTS": abi.VERDICT_SLOTS}
     assert dict(zip(expected, ask(tmp_path, list(expected)), strict=True)) == expected
 

@@ -116,7 +116,7 @@ class Bench:
                 continue
             base, room = self.run_of(index)
             records = self.maps.backends[base : base + room]
-            used = [row for row in records if int(row["link"]) >> 48]
+            used = [row for row in records if int(row["link"]) >> 48 & ~abi.BACKEND_RESTING]
             links = {int(r["identity"]): (int(r["link"]), int(r["place"])) for r in used}
             assert len(links) == len(used)
             table = tuple(
@@ -285,7 +285,7 @@ def test_removed_service_leaves_nothing_that_a_packet_finds(bench: Bench) -> Non
     _, _, at = bench.place(backend(0))
     bench.dataplane.apply(desired(service("+", name="dns", vip=VIP2)))
     assert bench.installed_keys() == {http_key(VIP2), key_of(VIP2, 0, 0)}
-    assert bench.maps.backends["link"][at] == 0
+    assert bench.maps.backends["link"][at] == abi.BACKEND_RESTING << 48
     assert bench.dataplane.mark_of(backend(0)) is None
     assert not bench.dataplane.was_up(backend(0))
 
@@ -449,6 +449,20 @@ def test_what_a_refused_change_has_written_is_taken_back() -> None:
         assert set(bench.dataplane.counters().traffic) == {backend(0), backend(1)}
 
 
+def test_a_port_that_a_refused_change_has_taken_goes_back() -> None:
+    """The other service shares the first one's table, so that it is there before the last one is refused."""
+    first = service("++")
+    heir, refused = service("++", name="heir"), service("..+", name="more", vip=VIP2)
+    with open_bench(Sizes(64, 32, 256, 9, 16, 16, 2, 16)) as bench:
+        bench.dataplane.apply(desired(first))
+        before = bench.visible()
+        with pytest.raises(DataplaneError, match="Maglev slots"):
+            bench.dataplane.apply(desired(heir, refused))
+        assert bench.visible() != before
+        bench.dataplane.apply(desired(first))
+        assert bench.visible() == before
+
+
 def test_same_values_in_another_order_are_nothing_new(bench: Bench) -> None:
     one, other = service("+-"), service("+", name="dns", vip=VIP2)
     bench.dataplane.apply(desired(one, other))
@@ -482,7 +496,7 @@ def test_neighbour_of_a_backend_that_has_gone_is_written_nowhere(bench: Bench) -
     places = [bench.place(backend(1))[2], bench.place(backend(1, name="other", vip=VIP2))[2]]
     bench.dataplane.apply(desired(service("+")))
     bench.meet()
-    assert bench.maps.backends["link"][places].tolist() == [0, 0]
+    assert bench.maps.backends["link"][places].tolist() == [abi.BACKEND_RESTING << 48] * 2
     bench.dataplane.apply(desired(service("++")))
     assert bench.visible() == fresh(desired(service("++")))
 

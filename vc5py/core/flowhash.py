@@ -21,7 +21,8 @@ class FlowKey:
     @classmethod
     def derive(cls, secret: bytes = b"") -> FlowKey:
         """The same for the same secret. Without one, anybody can compute which flows share a set."""
-        digest = hashlib.blake2b(b"vc5py flow key", key=secret[:64], digest_size=16).digest()
+        key = secret if len(secret) <= hashlib.blake2b.MAX_KEY_SIZE else hashlib.blake2b(secret).digest()
+        digest = hashlib.blake2b(b"vc5py flow key", key=key, digest_size=16).digest()
         return cls(int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little") | 1)
 
 

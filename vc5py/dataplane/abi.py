@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vc5py.model import Forwarding, ForwardMode
+from vc5py.model import Forwarding, ForwardMode, Scheduling
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the C beside the modules; a checkout has it at the top.
@@ -31,6 +31,7 @@ FLOW_STATE_SHIFT = 28
 FLOW_STATE_BITS = 3
 FLOW_TICK_SHIFT = 32
 FLOW_TICK_BITS = 16
+FLOW_LEARNED = 1 << 48
 FLOW_VALID = 1 << 63
 FLOW_STATES = 8
 
@@ -45,6 +46,7 @@ BACKEND_REACHABLE = 0x0002
 BACKEND_OUTER6 = 0x0004
 BACKEND_SET_TAGS = 0x0008
 BACKEND_ON_LINK = 0x0010
+BACKEND_RESTING = 0x0020
 INTERFACE_OURS = 0x0001
 
 SERVICE_STICKY = 0x1
@@ -102,6 +104,19 @@ SETTINGS = np.dtype(
         ("reserved", "<u8", 5),
     ]
 )
+FLOW_LOG_HEAD = np.dtype([("written", "<u8"), ("read", "<u8"), ("reserved", "<u8", 6)])
+LEARNED = np.dtype(
+    [
+        ("hash", "<u8"),
+        ("identity", "<u4"),
+        ("owner", "<u4"),
+        ("age", "<u2"),
+        ("state", "u1"),
+        ("result", "u1"),
+        ("reserved", "<u4"),
+    ]
+)
+LEARN_CONTROL = np.dtype([("next", "<u8"), ("reserved", "<u8", 7)])
 ICMP_BUDGET = np.dtype([("jiffy", "<u8"), ("sent", "<u8"), ("reserved", "<u8", 6)])
 SLOT_LINE = np.dtype([("slot", "<u2", SLOTS_PER_LINE)])
 
@@ -115,6 +130,19 @@ class FlowState(IntEnum):
     FRAGMENT = 3
     ESTABLISHED = 4
     STREAM = 5
+
+
+class LearnResult(IntEnum):
+    """What became of a flow that another balancer has told of; STRAY may stand beside another one."""
+
+    ADDED = 0
+    TAKEN = 1
+    UPDATED = 2
+    KEPT = 3
+    EXPIRED = 4
+    NO_ROOM = 5
+    UNKNOWN = 6
+    STRAY = 8
 
 
 class Action(StrEnum):
@@ -170,6 +198,12 @@ def service_key(port: int, protocol: int) -> int:
     """The word that a service entry is found by, without the address that it has for IPv4."""
     return KEY_VALID | protocol << 48 | socket.htons(port) << 32
 
+
+SCHEDULING_FLAGS = {
+    Scheduling.MAGLEV: 0,
+    Scheduling.STICKY: SERVICE_STICKY | SERVICE_BY_FLOW,
+    Scheduling.LEAST_CONNS: SERVICE_LEAST_CONNS | SERVICE_BY_FLOW,
+}
 
 FORWARD_MODES = tuple(ForwardMode)  # in the order of enum forward_mode
 MODES = {mode: number for number, mode in enumerate(FORWARD_MODES)}

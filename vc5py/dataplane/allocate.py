@@ -5,7 +5,7 @@ Pure. Invariant: what is handed out is neither in use nor in quarantine.
 
 from __future__ import annotations
 
-from collections import deque
+from itertools import takewhile
 
 from vc5py.errors import DataplaneError
 
@@ -56,23 +56,26 @@ class Quarantine:
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
-        self._queue: deque[tuple[float, int, int]] = deque()
+        self._due: dict[tuple[int, int], float] = {}  # in the order in which their time comes
 
     def add(self, start: int, length: int, now: float) -> None:
-        self._queue.append((now + self._wait_s, start, length))
+        self._due.pop((start, length), None)
+        self._due[start, length] = now + self._wait_s
 
     def cancel(self, start: int, length: int) -> None:
         """Forgets something that is in use again after all."""
-        self._queue = deque(entry for entry in self._queue if entry[1:] != (start, length))
+        self._due.pop((start, length), None)
 
     def release_early(self) -> tuple[int, int] | None:
         """The (start, length) that has waited longest, before its time; None where nothing waits."""
-        return self._queue.popleft()[1:] if self._queue else None
+        first = next(iter(self._due), None)
+        if first is not None:
+            del self._due[first]
+        return first
 
     def release(self, now: float) -> list[tuple[int, int]]:
         """The (start, length) whose time has come."""
-        out = []
-        while self._queue and self._queue[0][0] <= now:
-            _, start, length = self._queue.popleft()
-            out.append((start, length))
+        out = list(takewhile(lambda place: self._due[place] <= now, self._due))
+        for place in out:
+            del self._due[place]
         return out

@@ -13,11 +13,11 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vc5py.core.flowhash import FlowKey
-from vc5py.dataplane import abi, compiler, flows, libbpf, maps, servicemap, ticks
+from vc5py.dataplane import abi, compiler, libbpf, maps, ticks
 from vc5py.dataplane.kernel import KernelDataplane, room_for
 from vc5py.dataplane.links import LINEAR_MTU, Link, Port, ports_of, records_of
 from vc5py.dataplane.maps import Maps, Sizes
@@ -27,21 +27,27 @@ from vc5py.dataplane.policy import Policy
 from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.servicemap import sets_for
 from vc5py.dataplane.tables import lines_for
+from vc5py.dataplane.takeover import Start, Takeover, open_maps
 from vc5py.errors import DataplaneError
 from vc5py.model import Config, Desired, ForwardMode, IPAddress, Vlan
 
 _log = logging.getLogger(__name__)
 
 _PROGRAM_PIN = "vc5_ingress"
+RESOLVE_S = 1.0
+MIN_PORTS = 256  # (VIP, port, protocol) that there is room for in any case: reloads may add some
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says of the data plane. `mode` None: native, else generic with a warning."""
+    """What the command line says of the data plane. `mode` None: native, else generic with a warning.
+    `state_dir`: where the maps' layout is described for other versions; None: nowhere.
+    """
 
     interfaces: Sequence[str]
     bpf_dir: Path
     mode: XdpMode | None = None
+    state_dir: Path | None = None
 
 
 def _power_of_two(n: int) -> int:
@@ -55,7 +61,7 @@ def sizes_for(config: Config, highest_ifindex: int) -> Sizes:
     one longer run for a moment, beside the old run.
     """
     services = [service for service in config.services for _ in service.vips]
-    ports = sum(len(s.ports) * len(s.protocols) + 1 for s in services)
+    ports = max(MIN_PORTS, sum(len(s.ports) * len(s.protocols) + 1 for s in services))
     return Sizes(
         flow_sets=config.flows // abi.FLOW_WAYS,
         services=min(abi.MAX_SERVICES, max(64, 2 * len(services))),
@@ -70,18 +76,9 @@ def sizes_for(config: Config, highest_ifindex: int) -> Sizes:
     )
 
 
-def _carry_over(old: Maps, new: Maps) -> None:
-    """Everything an earlier run knew, into larger maps; the places of services and backends stay."""
-    for name in ("services", "backends", "slots"):
-        source, target = getattr(old, name), getattr(new, name)
-        target[: len(source)] = source
-    cpus = min(old.sizes.cpus, new.sizes.cpus)
-    new.backend_counts[:cpus, : old.sizes.backends] = old.backend_counts[:cpus]
-    new.verdict_counts[:cpus] = old.verdict_counts[:cpus]
-    lost = flows.carry_over(old.flows, new.flows)
-    for before, after in ((old.services4, new.services4), (old.services6, new.services6)):
-        servicemap.carry_over(before, after)
-    _log.info("maps enlarged flows_without_place=%d", lost)
+def log_for(cpus: int) -> int:
+    """Entries of each CPU's ring of changed flows: a tenth of a second of a million a second."""
+    return min(1 << 17, max(1 << 12, _power_of_two((1 << 20) // cpus)))
 
 
 def _sources(interfaces: Sequence[Interface]) -> dict[int, IPAddress]:
@@ -100,6 +97,16 @@ def _pinned_programs(*pins: Path) -> dict[int, int]:
     return {libbpf.program_id(fd): fd for fd in fds}
 
 
+async def _maps_in_use(netlink: Netlink, bpf_dir: Path) -> frozenset[int]:
+    """The ids of the maps of our programs that are attached."""
+    programs = _pinned_programs(bpf_dir / _PROGRAM_PIN, bpf_dir / f"{_PROGRAM_PIN}_new")
+    attached = {program for _, program in await netlink.interfaces_with_xdp()} if programs else set()
+    used = [libbpf.program_maps(fd) for number, fd in programs.items() if number in attached]
+    for fd in programs.values():
+        os.close(fd)
+    return frozenset().union(*used)
+
+
 class Driver:
     """The data plane, attached. `dataplane` is what the rest of the balancer talks to.
 
@@ -112,14 +119,18 @@ class Driver:
         netlink: Netlink,
         interfaces: list[Interface],
         dataplane: KernelDataplane,
+        takeover: Takeover,
         options: Options,
         vlans: Sequence[Vlan] = (),
     ) -> None:
         self._netlink = netlink
         self.interfaces = interfaces
         self._options = options
+        self._takeover = takeover
         self.dataplane = dataplane
         self.modes: dict[str, XdpMode] = {}
+        self.start: Start | None = None  # what became of what an earlier run left, once that is known
+        self._learn_fd: int | None = None
         self._ports: tuple[Port, ...] = ()
         self._trouble = ""
         self.neighbours = NeighbourWatch(
@@ -131,28 +142,50 @@ class Driver:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config, options: Options) -> AsyncIterator[Driver]:
-        """Maps open or adopted; nothing is attached yet. Raises DataplaneError, and leaves no trace then."""
+    async def open(
+        cls, config: Config, options: Options, flow_key: FlowKey | None = None
+    ) -> AsyncIterator[Driver]:
+        """Maps open or adopted; nothing is attached yet. Raises DataplaneError, and leaves no trace then.
+
+        `flow_key`: what flows are named by in a cluster that shares them.
+        """
         async with Netlink.open() as netlink:
             interfaces = [await netlink.interface(name) for name in options.interfaces]
             links = await netlink.links()
             ports = ports_of([interface.index for interface in interfaces], links)
             wanted = sizes_for(config, max(link.index for link in links))
-            current, old = maps.open_or_create(options.bpf_dir, wanted)
+            if flow_key is not None:
+                wanted = replace(wanted, log=log_for(wanted.cpus))
             clock = ticks.measure()
-            if old is not None:
-                _carry_over(old, current)
-            policy = Policy(config.timeouts, config.drop_fragments, _sources(interfaces))
+            used = await _maps_in_use(netlink, options.bpf_dir)
+            key = flow_key or FlowKey.derive()
+            takeover = open_maps(options.bpf_dir, options.state_dir, wanted, key, clock, used)
+            current = takeover.maps
+            policy = Policy(
+                config.timeouts,
+                config.drop_fragments,
+                _sources(interfaces),
+                shared=flow_key is not None,
+            )
             dataplane = KernelDataplane(current, clock, policy)
-            driver = cls(netlink, interfaces, dataplane, options, config.vlans)
+            driver = cls(netlink, interfaces, dataplane, takeover, options, config.vlans)
             mtus = [member.mtu for port in ports for member in port.members]
-            driver._load(current, clock, frags=max(mtus, default=0) > LINEAR_MTU)
+            driver._load(current, clock, flow_key, frags=max(mtus, default=0) > LINEAR_MTU)
             try:
                 driver._know(ports)
                 yield driver
             finally:
                 os.close(driver._ingress_fd)
                 os.close(driver._egress_fd)
+                if driver._learn_fd is not None:
+                    os.close(driver._learn_fd)
+
+    def shared(self) -> tuple[Maps, ticks.TickClock, int]:
+        """What a process needs to share flows: maps, their clock, and the file descriptor of vc5_learn. Only
+        where there is a flow key.
+        """
+        assert self._learn_fd is not None
+        return self._maps, self._clock, self._learn_fd
 
     def _know(self, ports: tuple[Port, ...]) -> None:
         """Frames may get in and out by these."""
@@ -162,9 +195,9 @@ class Driver:
     def _members(self) -> list[Link]:
         return [member for port in self._ports for member in port.members]
 
-    def _load(self, current: Maps, clock: ticks.TickClock, *, frags: bool) -> None:
+    def _load(self, current: Maps, clock: ticks.TickClock, flow_key: FlowKey | None, *, frags: bool) -> None:
         """`frags`: with code for frames in several buffers, where the kernel has that (Linux 5.18)."""
-        key = FlowKey.derive()
+        key = flow_key or FlowKey.derive()
         macros = current.macros() | {
             "FLOW_KEY": key.start,
             "FLOW_KEY_ODD": key.odd,
@@ -177,14 +210,18 @@ class Driver:
             if not frags:
                 raise
             _log.warning("no native XDP for large MTUs error=%s", error)
-            self._load(current, clock, frags=False)
+            self._load(current, clock, flow_key, frags=False)
             return
+        if flow_key is not None:
+            self._learn_fd = module.load("vc5_learn", compiler.ProgramType.TC)
         self._egress_fd = module.load("vc5_egress", compiler.ProgramType.TC)
-        self._maps = current
+        self._maps, self._clock = current, clock
         self._table = PortTable(current)
 
-    async def resolve(self, desired: Desired, timeout_s: float = 1.0) -> None:
-        """Waits a moment until the reals' places are known, so that the first packets find them."""
+    async def resolve(self, desired: Desired, timeout_s: float | None = None) -> None:
+        """Waits a moment until the reals' places are known, so that the first packets find them. `timeout_s`:
+        no longer than that, however many there are, for the watch is running and finds them too.
+        """
         reals = frozenset(b.id.real for service in desired.services for b in service.backends)
         far = frozenset(
             b.id.real
@@ -193,9 +230,13 @@ class Driver:
             if b.forwarding.mode is not ForwardMode.L2
         )
         self.neighbours.want(reals, far)
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while asyncio.get_running_loop().time() < deadline:
-            await self.neighbours.refresh()
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + (RESOLVE_S if timeout_s is None else timeout_s)
+        while clock() < deadline:
+            if timeout_s is None:
+                await self.neighbours.refresh()
+            else:
+                await self.neighbours.look_for_new(lambda: clock() >= deadline)
             if self.neighbours.complete:
                 return
             await asyncio.sleep(0.05)
@@ -213,10 +254,12 @@ class Driver:
             found = {link.index: await self._own_program(link, earlier) for link in self._members()}
             fresh.unlink(missing_ok=True)
             libbpf.pin(self._ingress_fd, fresh)
+            self._takeover.prepare()
             await self._attach_all(found, fresh)
-            maps.replace_pins(self._maps, self._options.bpf_dir)
+            self.start = self._takeover.finish(exchanged=any(found.values()))
             fresh.rename(pin)
-            maps.remove_other_layouts(self._options.bpf_dir)
+            log = _log.info if self.start.whole else _log.warning
+            log("start=%r", str(self.start))
             await self._leave_other_interfaces(earlier)
         finally:
             for fd in earlier.values():
@@ -228,6 +271,7 @@ class Driver:
             for port in self._ports:
                 for member in port.members:
                     await self._attach(member, found[member.index])
+                    self._takeover.follow()
                 await self._attach_egress(port)
         except DataplaneError:
             for port in self._ports:
@@ -238,6 +282,7 @@ class Driver:
                     await self._take_egress_off(port.link)
             if all(replaces is None for replaces in found.values()):
                 fresh.unlink()
+                self._takeover.give_up()
             raise
 
     async def _attach(self, link: Link, replaces: int | None) -> None:

@@ -16,6 +16,8 @@ from vc5py.dataplane import abi
 _LOCAL_AND_SERVICE = np.uint64((1 << abi.FLOW_LOCAL_BITS + abi.FLOW_SERVICE_BITS) - 1)
 _VALID = np.uint64(abi.FLOW_VALID)
 _STATE = np.uint64((1 << abi.FLOW_STATE_BITS) - 1)
+SET_SHIFTS = (0, 24)  # flow_first_set and flow_second_set in xdp/flow.h
+_Words = NDArray[np.uint64]
 _AHEAD = np.uint16(0xFFFF - 16)  # CLOCK_SLACK in xdp/flow.h
 
 
@@ -73,16 +75,91 @@ def carry_over(old: NDArray[np.void], new: NDArray[np.void]) -> int:
     """Copies all flows into an (empty) table of another size; returns how many found no place."""
     values, tags = old["value"].ravel(), old["tag"].ravel()
     used = values & _VALID != 0
-    values, hashes = values[used], (values ^ tags)[used]
-    mask = np.uint64(len(new) - 1)
-    for shift in (0, 24):  # its first set, then its second, as in xdp/flow.h
+    hashes, _ = _fill(new, (values ^ tags)[used], values[used])
+    return len(hashes)
+
+
+def _fill(table: NDArray[np.void], hashes: _Words, values: _Words) -> tuple[_Words, _Words]:
+    """Puts flows that aren't in the table into its empty entries; returns those that found none."""
+    mask = np.uint64(len(table) - 1)
+    for shift in SET_SHIFTS:
         for way in range(abi.FLOW_WAYS):
             sets = (hashes >> np.uint64(shift)) & mask
             _, first = np.unique(sets, return_index=True)  # one flow a set and round
-            chosen = first[new["value"][sets[first], way] == 0]
-            new["value"][sets[chosen], way] = values[chosen]
-            new["tag"][sets[chosen], way] = values[chosen] ^ hashes[chosen]
+            chosen = first[table["value"][sets[first], way] & _VALID == 0]
+            table["value"][sets[chosen], way] = values[chosen]
+            table["tag"][sets[chosen], way] = values[chosen] ^ hashes[chosen]
             left = np.ones(len(values), dtype=bool)
             left[chosen] = False
             values, hashes = values[left], hashes[left]
-    return len(values)
+    return hashes, values
+
+
+_MERGED_AT_ONCE = 1 << 14
+
+
+def merge(
+    table: NDArray[np.void], hashes: _Words, values: _Words, timeouts: NDArray[np.uint16], now: int
+) -> tuple[int, int]:
+    """Takes over entries of another table: they hold where the flow is known, unless what is known is newer;
+    others are put in, by the rules of xdp/flow.h but that none is moved. Returns how many were new and how
+    many of these found no place.
+    """
+    new = lost = 0
+    for start in range(0, len(hashes), _MERGED_AT_ONCE):
+        part = slice(start, start + _MERGED_AT_ONCE)
+        unknown = _update(table, hashes[part], values[part], now)
+        missing, entries = hashes[part][unknown], values[part][unknown]
+        new += len(missing)
+        missing, entries = _fill(table, missing, entries)
+        lost += _displace(table, missing, entries, timeouts, now)
+    return new, lost
+
+
+def _places(table: NDArray[np.void], hashes: _Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Set and way of all the entries that each flow may have: of shape (flows, places)."""
+    shifts = np.repeat(np.array(SET_SHIFTS, dtype=np.uint64), abi.FLOW_WAYS)
+    ways = np.tile(np.arange(abi.FLOW_WAYS), len(SET_SHIFTS))
+    sets = (hashes[:, None] >> shifts & np.uint64(len(table) - 1)).astype(np.int64)
+    return sets, np.broadcast_to(ways, sets.shape)
+
+
+def _update(table: NDArray[np.void], hashes: _Words, values: _Words, now: int) -> NDArray[np.int64]:
+    """Writes entries of flows that the table has; returns the numbers of those that it has not."""
+    sets, ways = _places(table, hashes)
+    known = table["value"][sets, ways]
+    hits = (known ^ table["tag"][sets, ways] == hashes[:, None]) & (known & _VALID != 0)
+    found = np.flatnonzero(hits.any(axis=1))
+    way = hits[found].argmax(axis=1)
+    newer = ages(values[found], now) <= ages(known[found, way], now)
+    found, way = found[newer], way[newer]
+    at = sets[found, way], ways[found, way]
+    table["value"][at] = values[found]
+    table["tag"][at] = values[found] ^ hashes[found]
+    return np.flatnonzero(~hits.any(axis=1))
+
+
+def _displace(
+    table: NDArray[np.void], hashes: _Words, values: _Words, timeouts: NDArray[np.uint16], now: int
+) -> int:
+    """Puts flows into the places of expired or else of unproven ones; returns how many found none."""
+    lost = 0
+    while len(hashes):
+        sets, ways = _places(table, hashes)
+        there = table["value"][sets, ways]
+        age = ages(there.reshape(-1), now).reshape(there.shape).astype(np.int64)
+        state = (there >> np.uint64(abi.FLOW_STATE_SHIFT) & _STATE).astype(np.int64)
+        rank = np.where(age > timeouts[state], 1 << 18, 0)
+        rank += np.where(state < abi.FlowState.ESTABLISHED, (1 << 17) + age, 0)
+        way = rank.argmax(axis=1)
+        each = np.arange(len(hashes))
+        room = rank[each, way] > 0
+        lost += int(np.count_nonzero(~room))
+        _, first = np.unique(sets[each, way][room], return_index=True)  # one flow a set and round
+        chosen = np.flatnonzero(room)[first]
+        at = sets[chosen, way[chosen]], ways[chosen, way[chosen]]
+        table["value"][at] = values[chosen]
+        table["tag"][at] = values[chosen] ^ hashes[chosen]
+        room[chosen] = False
+        hashes, values = hashes[room], values[room]
+    return lost

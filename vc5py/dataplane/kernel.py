@@ -16,6 +16,7 @@ from functools import lru_cache
 from itertools import zip_longest
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vc5py.core.identity import backend_identity, real_identity, service_identity
 from vc5py.dataplane import abi, counting, flows
@@ -49,14 +50,6 @@ MIN_ROOM = 4
 _Named = tuple[BackendState, int]  # with its identity
 
 _real_identity = lru_cache(maxsize=1 << 16)(real_identity)
-
-
-def _flags_of(state: ServiceState) -> int:
-    return {
-        Scheduling.MAGLEV: 0,
-        Scheduling.STICKY: abi.SERVICE_STICKY | abi.SERVICE_BY_FLOW,
-        Scheduling.LEAST_CONNS: abi.SERVICE_LEAST_CONNS | abi.SERVICE_BY_FLOW,
-    }[state.scheduling]
 
 
 def room_for(backends: int) -> int:
@@ -113,6 +106,7 @@ class KernelDataplane:
         self._by_real: dict[IPAddress, set[tuple[int, int]]] = defaultdict(set)  # identities
         self._maps4 = ServiceMap(maps.services4)
         self._maps6 = ServiceMap(maps.services6)
+        self._holders: dict[ServiceKey, _Installed] = {}
         self._stray_keys = True
         self._lossy_until = float("-inf")
         maps.settings["icmp_per_jiffy"] = max(1, ICMP_PER_SECOND // ticks.hz)
@@ -250,7 +244,7 @@ class KernelDataplane:
         record = self._maps.services[service.index : service.index + 1]
         record["table"] = 0
         record["previous"] = 0
-        record["flags"] = _flags_of(state)
+        record["flags"] = abi.SCHEDULING_FLAGS[state.scheduling]
         record["backends"] = service.base | room << abi.BACKEND_ROOM_SHIFT
         record["identity"] = identity
         return service
@@ -301,7 +295,7 @@ class KernelDataplane:
             if b.up and b.weight
         )
         flags = self._maps.services["flags"]
-        was, will = int(flags[service.index]), _flags_of(state)
+        was, will = int(flags[service.index]), abi.SCHEDULING_FLAGS[state.scheduling]
         flags[service.index] = was | will & abi.SERVICE_BY_FLOW  # not less before the slots say so
         by_flow = bool(was & ~will & abi.SERVICE_BY_FLOW)
         if (members, len(state.backends)) != service.shape or by_flow:
@@ -324,7 +318,7 @@ class KernelDataplane:
                 before,
                 now,
                 remember=now < self._lossy_until,
-                unsure=by_flow or (service.served and not before.current),
+                unsure=by_flow or ((service.served or self._policy.shared) and not before.current),
             )
         service.served = True
         record = self._maps.services[service.index : service.index + 1]
@@ -362,6 +356,13 @@ class KernelDataplane:
         places.set(ServiceKey(vip, 0, 0), flags)
         for key in keys:
             places.set(key, service.index)
+            holder = self._holders.get(key, service)
+            if holder is not service:
+                holder.torn = True  # should it be wanted as it was once more, the key is to be set again
+            self._holders[key] = service
+        for key in service.keys - keys:
+            if self._holders.get(key) is service:
+                del self._holders[key]
         # A key that this service has no use for may be another's by now.
         self._stray_keys = self._stray_keys or bool(service.keys - keys)
         service.keys = keys
@@ -377,6 +378,9 @@ class KernelDataplane:
     def _remove_service(self, identity: int) -> None:
         service = self._services.pop(identity)
         self._stray_keys = True
+        for key in service.keys:
+            if self._holders.get(key) is service:
+                del self._holders[key]
         self._drop_backends(identity, service, {})
         record = self._maps.services[service.index : service.index + 1]
         record["identity"] = 0
@@ -386,6 +390,31 @@ class KernelDataplane:
         self._tables.release(service.tables, now)
         self._free_runs.add(service.base, service.room, now)
         self._housekeeper.retire_service(service.index, now)
+
+    # Flows from elsewhere
+
+    def disturb(self, strays: NDArray[np.uint32]) -> None:
+        """The flow table has got flows of other balancers in slots that name other backends. By flow: index
+        of the service (high 16 bits) and the bits of the hash that its slot is taken from (low 16 bits).
+        """
+        by_index = {service.index: service for service in self._services.values()}
+        indices = strays >> np.uint32(16)
+        for index in np.unique(indices).tolist():
+            service = by_index.get(index)
+            if service is None or int(self._maps.services["flags"][index]) & abi.SERVICE_BY_FLOW:
+                continue
+            places = (strays[indices == index] & np.uint32(0xFFFF)).astype(np.int64)
+            before = service.tables
+            after = self._tables.disturb(before, places, self._clock())
+            if after != before:
+                self._exchange_previous(before, after)
+
+    def _exchange_previous(self, before: Tables, after: Tables) -> None:
+        """Of all services that share the tables."""
+        for service in self._services.values():
+            if service.tables == before:
+                self._maps.services["previous"][service.index] = after.previous
+                service.tables = after
 
     # Neighbours
 

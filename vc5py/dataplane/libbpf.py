@@ -100,6 +100,7 @@ class MapInfo:
     value_size: int
     max_entries: int
     flags: int
+    id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +142,25 @@ def map_info(fd: int) -> MapInfo:
     info = _MapInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
     _check(_lib().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "bpf_obj_get_info")
-    return MapInfo(info.type, info.key_size, info.value_size, info.max_entries, info.map_flags)
+    return MapInfo(info.type, info.key_size, info.value_size, info.max_entries, info.map_flags, info.id)
 
 
 class _ProgInfo(ctypes.Structure):
     """The head of struct bpf_prog_info."""
 
-    _fields_ = [("type", ctypes.c_uint32), ("id", ctypes.c_uint32)]
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_void_p),
+    ]
 
 
 def load_program(kind: int, name: str, instructions: bytes, flags: int) -> int:
@@ -164,11 +177,24 @@ def load_program(kind: int, name: str, instructions: bytes, flags: int) -> int:
     return _check(result, f"bpf_prog_load {name}")
 
 
-def program_id(fd: int) -> int:
-    info = _ProgInfo()
+_MAX_PROGRAM_MAPS = 64  # MAX_USED_MAPS in the kernel
+
+
+def _program_info(fd: int, info: _ProgInfo) -> _ProgInfo:
     size = ctypes.c_uint32(ctypes.sizeof(info))
     _check(_lib().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "bpf_obj_get_info")
-    return int(info.id)
+    return info
+
+
+def program_id(fd: int) -> int:
+    return int(_program_info(fd, _ProgInfo()).id)
+
+
+def program_maps(fd: int) -> frozenset[int]:
+    """The ids of the maps that a program uses."""
+    ids = (ctypes.c_uint32 * _MAX_PROGRAM_MAPS)()
+    asked = _ProgInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
+    return frozenset(ids[: _program_info(fd, asked).nr_map_ids])
 
 
 def pin(fd: int, path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from vc5py.errors import DataplaneError
 # the verifier allows that up to half a gigabyte. A map that is adopted was made by the same rule.
 DIRECT_MAX_BYTES = 1 << 28
 
-_LAYOUT = re.compile(r"[0-9a-f]{12}")  # as abi.layout_hash() makes them
+LEARN_BATCH = 1 << 12  # flows of other balancers that are taken into the flow table in one go
 
 _ARRAYS: Mapping[str, np.dtype[np.void]] = {
     "flows": np.dtype((abi.FLOW_ENTRY, abi.FLOW_WAYS)),
@@ -37,6 +36,10 @@ _ARRAYS: Mapping[str, np.dtype[np.void]] = {
     "interfaces": abi.INTERFACE,
     "settings": abi.SETTINGS,
     "icmp_budgets": abi.ICMP_BUDGET,
+    "flow_log": abi.FLOW_ENTRY,
+    "flow_log_heads": abi.FLOW_LOG_HEAD,
+    "learn_batch": abi.LEARNED,
+    "learn_control": abi.LEARN_CONTROL,
     "services4": np.dtype((abi.SERVICE_ENTRY4, abi.SERVICE_WAYS4)),
     "services6": np.dtype((abi.SERVICE_ENTRY6, abi.SERVICE_WAYS6)),
 }
@@ -44,7 +47,9 @@ _ARRAYS: Mapping[str, np.dtype[np.void]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers of entries. `flow_sets`, `backends` and the two `service_sets` are powers of two."""
+    """Numbers of entries. `flow_sets`, `backends`, the two `service_sets` and `log` are powers of two; `log`
+    is for each CPU, and 1 says that there is no log: flows are not shared.
+    """
 
     flow_sets: int
     services: int
@@ -54,6 +59,7 @@ class Sizes:
     service_sets6: int
     cpus: int
     interfaces: int
+    log: int = 1
 
     def at_least(self, other: Sizes) -> Sizes:
         """No smaller than the other in anything that indices point into, so that all of it can be copied."""
@@ -72,6 +78,10 @@ class Sizes:
             "interfaces": self.interfaces,
             "settings": 1,
             "icmp_budgets": self.cpus,
+            "flow_log": self.cpus * self.log,
+            "flow_log_heads": self.cpus,
+            "learn_batch": LEARN_BATCH,
+            "learn_control": 1,
             "services4": self.service_sets4,
             "services6": self.service_sets6,
             "ports": self.interfaces,
@@ -103,7 +113,8 @@ NAMES = (*_ARRAYS, "ports")
 class Maps:
     """All maps, open: file descriptors by name, and the arrays as numpy views of the shared memory.
 
-    A view's element is one map entry; `flows` has shape (sets, ways), `backend_counts` (cpus, backends).
+    A view's element is one map entry; `flows` has shape (sets, ways), `backend_counts` (cpus, backends),
+    `flow_log` (cpus, entries).
     """
 
     def __init__(self, fds: Mapping[str, int], sizes: Sizes) -> None:
@@ -117,6 +128,10 @@ class Maps:
         self.verdict_counts = self._view("verdict_counts")["packets"]
         self.interfaces = self._view("interfaces")
         self.settings = self._view("settings")
+        self.flow_log = self._view("flow_log").reshape(sizes.cpus, sizes.log)
+        self.flow_log_heads = self._view("flow_log_heads")
+        self.learn_batch = self._view("learn_batch")
+        self.learn_control = self._view("learn_control")
         self.services4 = self._view("services4")
         self.services6 = self._view("services6")
 
@@ -138,6 +153,7 @@ class Maps:
             | counts
             | {
                 "FLOW_SETS": self.sizes.flow_sets,
+                "FLOW_LOG": self.sizes.log if self.sizes.log > 1 else 0,
                 "BACKEND_CAPACITY": self.sizes.backends,
                 "SERVICE_SETS4": self.sizes.service_sets4,
                 "SERVICE_SETS6": self.sizes.service_sets6,
@@ -192,6 +208,7 @@ def _open_pinned(directory: Path) -> tuple[dict[str, int], Sizes] | None:
         service_sets6=entries["services6"],
         cpus=entries["verdict_counts"],
         interfaces=entries["interfaces"],
+        log=entries["flow_log"] // entries["verdict_counts"],
     )
     return fds, sizes
 
@@ -203,39 +220,19 @@ def _entries_of(name: str, fd: int) -> int:
     return info.max_entries * info.value_size // entry
 
 
-def _pin_all(maps: Maps, directory: Path) -> None:
-    """Each pin is replaced by a rename, so that a crash leaves an old or a new map, never none."""
-    for name, fd in maps.fds.items():
-        fresh = directory / f"{name}_new"
-        fresh.unlink(missing_ok=True)
-        libbpf.pin(fd, fresh)
-        fresh.rename(directory / name)
-
-
-def open_or_create(bpf_dir: Path, wanted: Sizes) -> tuple[Maps, Maps | None]:
+def open_or_create(
+    bpf_dir: Path, wanted: Sizes, place: Path | None = None, *, fresh: bool = False
+) -> tuple[Maps, Maps | None]:
     """Adopts the pinned maps where they are large enough, else makes new ones.
 
+    `place`: the directory of the pins; None: the one named after the layout. `fresh`: make new ones anyhow.
     Returns the maps to use and, where those are new and there were old ones, the old ones, whose contents
-    the caller carries over. New maps are pinned by `replace_pins`, after that.
+    the caller carries over.
     """
-    directory = prepare_directory(bpf_dir)
-    found = _open_pinned(directory)
+    found = _open_pinned(place or prepare_directory(bpf_dir))
     if found is None:
         return create(wanted), None
     old = Maps(*found)
     fits = old.sizes.flow_sets == wanted.flow_sets and old.sizes.cpus == wanted.cpus
     enough = all(old.sizes.entries(name) >= wanted.entries(name) for name in NAMES)
-    return (old, None) if fits and enough else (create(wanted.at_least(old.sizes)), old)
-
-
-def replace_pins(maps: Maps, bpf_dir: Path) -> None:
-    _pin_all(maps, prepare_directory(bpf_dir))
-
-
-def remove_other_layouts(bpf_dir: Path) -> None:
-    """Forgets maps that no program of this version can read: they would hold their memory for ever."""
-    for directory in bpf_dir.iterdir():
-        if _LAYOUT.fullmatch(directory.name) and directory.name != abi.layout_hash() and directory.is_dir():
-            for pin in directory.iterdir():
-                pin.unlink()
-            directory.rmdir()
+    return (old, None) if fits and enough and not fresh else (create(wanted.at_least(old.sizes)), old)

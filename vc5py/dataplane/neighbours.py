@@ -97,9 +97,24 @@ class NeighbourWatch:
         """One full look at routes and the neighbour table, soliciting all that isn't sure."""
         for real in self._wanted:
             await self._find_way(real)
+        await self._look_up(list(self._ways.items()))
+
+    async def look_for_new(self, enough: Callable[[], bool]) -> None:
+        """A look at those of which nothing is known, until it is enough."""
+        found: list[tuple[IPAddress, _Way]] = []
+        for real in self._wanted - self._known.keys():
+            if enough():
+                break
+            await self._find_way(real)
+            if real in self._ways:
+                found.append((real, self._ways[real]))
+        if found:
+            await self._look_up(found)
+
+    async def _look_up(self, ways: Sequence[tuple[IPAddress, _Way]]) -> None:
         events = {(e.address, e.ifindex): e for e in await self._netlink.neighbours()}
         solicited: set[tuple[IPAddress, int]] = set()
-        for real, way in list(self._ways.items()):
+        for real, way in ways:
             place = way.hop, way.resolve_on
             event = events.get(place)
             if event is not None:

@@ -51,10 +51,13 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds for all services. `sources`: our own addresses by IP version, for outer headers."""
+    """What holds for all services. `sources`: our own addresses by IP version, for outer headers. `shared`:
+    flows may be known to other balancers that we don't know of.
+    """
 
     timeouts: Timeouts = field(default_factory=Timeouts)
     drop_fragments: bool = False
     sources: Mapping[int, IPAddress] = field(default_factory=dict)
     settle_s: float = SETTLE_S
     pace: Pace = Pace()
+    shared: bool = False

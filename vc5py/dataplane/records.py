@@ -62,8 +62,8 @@ class Records:
         self._how[index] = abi.how_word(backend.forwarding, load)
 
     def take_off(self, index: int) -> None:
-        """No packet goes there any more."""
-        self._link[index] = 0
+        """No packet goes there any more, and no flow is learned for it."""
+        self._link[index] = abi.BACKEND_RESTING << 48
 
     def write_link(self, index: int, up: bool, real: IPAddress) -> None:
         """Whether packets go there, and where that is."""

@@ -67,12 +67,13 @@ _Key = tuple[Members, int, Tables, bool, bool]  # what a table is made of: the a
 @dataclass(slots=True)
 class _Settling:
     """`due`: when the unstable slots of a table may be looked at again. `closed`: by slot, 1 where nothing is
-    sent to the previous backend any more as far as we know.
+    sent to the previous backend any more as far as we know. `not_before`: by slot, where one was disturbed.
     """
 
     previous: int
     due: float
     closed: NDArray[np.uint8] | None = None
+    not_before: NDArray[np.float64] | None = None
 
 
 _CLOSED = np.uint8(1)
@@ -103,6 +104,10 @@ class Look:
     def hit(self, marks: NDArray[np.int64]) -> None:
         """Slots, by number, with a live flow of another backend than they name."""
         self._marks[marks] |= _HIT
+
+    def disturb(self, marks: NDArray[np.int64]) -> None:
+        """Slots that may have got such a flow behind the reader's back: they are not closed either."""
+        self._marks[marks] = _HIT
 
     def closed(self, marks: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether nothing has been sent to the slots' previous backends since before the look began."""
@@ -145,6 +150,7 @@ class TableArena:
         self._shared: defaultdict[int, set[_Key]] = defaultdict(set)  # by word: the keys that it is in
         self._users: Counter[int] = Counter()
         self._settling: dict[int, _Settling] = {}
+        self._looking: Look | None = None  # the last one, which may be under way
         self._lines.reserve(0, 1)  # word 0 leads to an empty slot
         slots[0] = abi.SLOT_NONE
 
@@ -212,7 +218,8 @@ class TableArena:
                 slots += size(word)
         for word in due:
             self._forget_sharing(word)
-        return Look(due) if due else None
+        self._looking = Look(due) if due else None
+        return self._looking
 
     def conclude(self, look: Look, now: float) -> Iterator[None]:
         """Takes one of the two steps in every slot that the look, whose reading has ended, found calm. A
@@ -227,6 +234,8 @@ class TableArena:
         current, past = self.view(word), self.view(settling.previous)
         unstable = (current & _UNSTABLE) != 0
         calm = unstable & (marks & _HIT == 0)
+        if settling.not_before is not None:
+            calm &= settling.not_before <= now
         closed = marks & _CLOSED != 0
         current[calm & closed] &= ~_UNSTABLE
         folds = past.reshape(-1, len(current))  # positions of the larger table that share a slot
@@ -235,6 +244,38 @@ class TableArena:
         settling.due = now + (SETTLE_STEP_S if calm.any() else SETTLE_RETRY_S)
         if not (unstable & ~(calm & closed)).any():
             del self._settling[word]
+
+    def disturb(self, tables: Tables, places: NDArray[np.int64], now: float) -> Tables:
+        """Makes slots unstable: the flow table has got flows of other backends in them, from outside.
+        `places`: their numbers in a table of any size. Returns what all users of the tables have from now on.
+
+        A stable slot has led unrecorded flows to the backend that it names, and must remember that for as
+        long as one that changes.
+        """
+        word = tables.current
+        if not word:
+            return tables
+        self._forget_sharing(word)
+        if not tables.previous:
+            tables = Tables(word, self._write(np.full(size(word), _NONE, dtype=np.uint16)))
+            self._users[tables.previous] = self._users[word]
+        settling = self._settling.get(word)
+        if settling is None:
+            settling = self._settling[word] = _Settling(tables.previous, now + self._settle_s)
+        slots = np.unique(places & size(word) - 1)
+        current = self.view(word)
+        stable = slots[current[slots] & _UNSTABLE == 0]
+        self.view(tables.previous).reshape(-1, len(current))[:, stable] = current[stable]
+        if settling.not_before is None:
+            settling.not_before = np.zeros(len(current))
+        settling.not_before[stable] = now + self._settle_s
+        if settling.closed is not None:
+            settling.closed[slots] = 0
+        start = self._looking.start_of(word) if self._looking is not None else None
+        if self._looking is not None and start is not None:
+            self._looking.disturb(start + slots)
+        current[slots] |= _UNSTABLE
+        return tables
 
     def _forget_sharing(self, word: int) -> None:
         """Whoever comes from now on gets tables of its own: this one is not what it was."""

@@ -1,0 +1,145 @@
+"""The process that shares flows, two of them over a real link: multicast, unicast, loss, death."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.bench.sync_rig import ADDRESSES, GROUP4, GROUP6, KEYS, PORT, Node, Process, pair
+from vc5py.core.flowsync import Codec, Key, Kind, cluster_id
+from vc5py.dataplane import abi, flows
+from vc5py.lab.kernel import entered
+from vc5py.model import IPAddress
+
+COUNT = 500
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[Node, Node]]:
+    with pair(1 << 13, 1 << 10, "vc5test") as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def fresh(both: tuple[Node, Node]) -> tuple[Node, Node]:
+    for node in both:
+        node.ours.forget_flows()
+        node.ours.maps.flow_log_heads[:] = 0
+    return both
+
+
+def made(node: Node, count: int = COUNT) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Values and hashes of established flows, spread over the backends."""
+    service = int(np.flatnonzero(node.ours.maps.services["identity"])[0])
+    state = abi.FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT
+    rest = abi.FLOW_VALID | node.ours.clock.now() << abi.FLOW_TICK_SHIFT | state | flows.owner(service, 0)
+    numbers = np.arange(1, count + 1, dtype=np.uint64)
+    return np.uint64(rest) | numbers % np.uint64(16), numbers * np.uint64(0x9E3779B97F4A7C15)
+
+
+def started(nodes: tuple[Node, Node], group: IPAddress | None) -> tuple[Process, Process]:
+    first, second = (node.start(node.order(group)) for node in nodes)
+    for process in (first, second):
+        assert process.wait_for("copied", 1)["copied"]
+    return first, second
+
+
+@pytest.mark.parametrize("group", [GROUP4, GROUP6, None], ids=["IPv4 multicast", "IPv6 multicast", "unicast"])
+def test_changed_flows_get_there(fresh: tuple[Node, Node], group: IPAddress | None) -> None:
+    first, second = fresh
+    processes = sender, receiver = started(fresh, group)
+    try:
+        values, hashes = made(first)
+        first.change(values, hashes)
+        report = receiver.wait_for("received", COUNT)
+        assert report["results"]["added"] == COUNT
+        assert second.flows() == COUNT
+        entries = second.ours.maps.flows.reshape(-1)
+        used = entries["value"] != 0
+        assert set((entries["value"] ^ entries["tag"])[used].tolist()) == set(hashes.tolist())
+        assert sender.reports[-1]["missed"] == 0
+        assert receiver.strays  # they are spread regardless of the slots
+        assert receiver.next_report()["lost"] == 0
+    finally:
+        for process in processes:
+            process.stop()
+
+
+def test_killed_process_has_all_of_its_peers_flows_soon_after(fresh: tuple[Node, Node]) -> None:
+    first, second = fresh
+    sender, receiver = started(fresh, GROUP4)
+    try:
+        receiver.popen.send_signal(signal.SIGKILL)
+        receiver.stop()
+        values, hashes = made(first)
+        entries = np.zeros((COUNT, 1), abi.FLOW_ENTRY)
+        entries["value"][:, 0], entries["tag"][:, 0] = values, values ^ hashes
+        flows.carry_over(entries, first.ours.maps.flows)
+        receiver = second.start(second.order(GROUP4))
+        assert receiver.wait_for("copied", 1)["copied"]
+        assert second.flows() == first.flows() == COUNT
+    finally:
+        sender.stop()
+        receiver.stop()
+
+
+def test_what_was_lost_is_told_again(fresh: tuple[Node, Node]) -> None:
+    """The walk repeats every flow that is ours; here it lasts for two seconds."""
+    first, second = fresh
+    sender, receiver = started(fresh, GROUP4)
+    timeouts = first.ours.maps.settings["timeout"]
+    before = timeouts.copy()
+    try:
+        timeouts[0, [abi.FlowState.UNPROVEN, abi.FlowState.STREAM]] = 4
+        values, hashes = made(first)
+        entries = np.zeros((COUNT, 1), abi.FLOW_ENTRY)
+        entries["value"][:, 0], entries["tag"][:, 0] = values, values ^ hashes
+        flows.carry_over(entries, first.ours.maps.flows)  # in no ring: all of it was missed
+        assert receiver.wait_for("received", COUNT)["results"]["added"] == COUNT
+        assert second.flows() == COUNT
+    finally:
+        timeouts[:] = before
+        for process in (sender, receiver):
+            process.stop()
+
+
+def test_strangers_are_counted_and_change_nothing(fresh: tuple[Node, Node]) -> None:
+    first, second = fresh
+    processes = _, receiver = started(fresh, None)
+    try:
+        stranger = Codec([Key.derive(b"a secret that nobody here knows")], cluster_id("bench"), 9, 9)
+        forger = Codec([Key(b"x" * 64, KEYS[0].id)], cluster_id("bench"), 9, 9)
+        with entered(first.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            for codec in (stranger, forger):
+                out.sendto(codec.seal(Kind.COPY, 0, 0, 0, b""), (str(ADDRESSES[1]), PORT))
+            out.sendto(b"hello", (str(ADDRESSES[1]), PORT))
+        with entered(second.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            out.bind(("127.0.0.1", 0))
+            out.sendto(b"from here", ("127.0.0.1", PORT))
+        receiver.next_report()
+        seen = receiver.next_report()["datagrams"]
+        assert {name: seen.get(name) for name in ("key", "forged", "short", "source")} == {
+            "key": 1, "forged": 1, "short": 1, "source": 1,
+        }  # fmt: skip
+        assert second.flows() == 0
+    finally:
+        for process in processes:
+            process.stop()
+
+
+def test_port_that_is_taken_is_told(fresh: tuple[Node, Node]) -> None:
+    first, _ = fresh
+    with entered(first.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", PORT))
+        process = first.start(first.order(GROUP4))
+        process.popen.wait(timeout=10)
+        with process.news:
+            process.news.wait_for(lambda: bool(process.said), 5)
+        assert process.popen.returncode == 1
+        assert process.said == [{"error": f"can't share flows on port {PORT}: Address already in use"}]
+        process.stop()
