@@ -9,13 +9,15 @@ vc5py=$venv/bin/vc5py
 
 run_packages=(python3-bpfcc python3-venv libbpf1 linux-libc-dev iproute2)
 lab_packages=(bird2 nginx-light curl openssl)
+test_packages=(frr gobgpd)
 
 usage() {
 	cat <<-'EOF'
 	./vc5.sh lab [up|down|exec NODE COMMAND]   show the balancer at work in namespaces on this machine
-	./vc5.sh test [PYTEST ARGUMENTS]           run all tests
+	./vc5.sh test [--long] [PYTEST ARGUMENTS]  run all tests; --long: those too that take many minutes
 	./vc5.sh bench [--quick|--profile|--json]  measure what a packet costs (docs/performance.md)
-	./vc5.sh bench scale|checks [--json]       measure what size and what probes cost the control plane
+	./vc5.sh bench scale|checks|sync [--json]       measure what size and what probes cost the control plane
+	./vc5.sh bench bfd [--long] [--json]       measure BFD while all cores are busy; --long: ten minutes
 	./vc5.sh setup                             only install what is needed; leaves .venv/bin/vc5py
 	./vc5.sh ADDRESS INTERFACE...              vc5py run -c vc5.yaml --address ADDRESS INTERFACE...
 	./vc5.sh COMMAND ...                       any other command of vc5py: run, check, --version
@@ -71,8 +73,13 @@ setup() {
 }
 
 run_tests() {
+	local which=()
+	if [ "${1:-}" = --long ]; then
+		which=(-m "long or not long")
+		shift
+	fi
 	cd "$here"
-	need_packages "${run_packages[@]}" "${lab_packages[@]}"
+	need_packages "${run_packages[@]}" "${lab_packages[@]}" "${test_packages[@]}"
 	need_venv test
 	need_bpffs
 	[ "$(id -u)" = 0 ] || die "the tests load programs into the kernel and make namespaces: run them as root"
@@ -81,7 +88,7 @@ run_tests() {
 	"$venv/bin/mypy"
 	# The differential fuzz of the data plane is part of the whole; its seed changes, and is printed.
 	[ $# -gt 0 ] || "$venv/bin/python" -m tests.fuzz.differential --executions 1000000 --seed "$RANDOM"
-	"$venv/bin/python" -m pytest "$@"
+	"$venv/bin/python" -m pytest "${which[@]}" "$@"
 }
 
 case ${1:-help} in
@@ -103,7 +110,7 @@ bench)
 	cd "$here"
 	what=dataplane
 	case ${1:-} in
-	scale | checks | sync)
+	scale | checks | sync | bfd)
 		what=$1
 		shift
 		[ -e "tests/bench/$what.py" ] || die "there is no benchmark of that name yet: $what"

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from vc5py.balancer import Balancer, Parts
+from vc5py.bfd.supervisor import Supervisor
 from vc5py.control.memory import Memory
 from vc5py.control.server import serve as serve_control
 from vc5py.dataplane.driver import Driver
@@ -26,9 +27,10 @@ from vc5py.dataplane.driver import Options as DataplaneOptions
 from vc5py.dataplane.netlink import Interface
 from vc5py.errors import Vc5Error
 from vc5py.loading import Loaded
-from vc5py.model import IPAddress, RhiConfig
-from vc5py.rhi.speaker import Speaker
+from vc5py.model import Config, IPAddress, RhiConfig
+from vc5py.rhi.speaker import Machine, Speaker
 from vc5py.routes import Routes
+from vc5py.sharing import Secrets, Sharing, flow_key, is_on, order_for, read_secrets, why_off
 from vc5py.web.server import serve as serve_metrics
 
 _log = logging.getLogger(__name__)
@@ -92,21 +94,29 @@ def _next_hops6(interfaces: Sequence[Interface], own: IPv4Address) -> tuple[IPAd
 
 
 def _speaker(driver: Driver, address: IPv4Address, state_dir: Path, rhi: RhiConfig) -> Speaker:
-    next_hops = _next_hops6(driver.interfaces, address)
-    return Speaker(rhi, address, address, state_dir / "rhi", next_hops=next_hops)
+    machine = Machine(address, address, _next_hops6(driver.interfaces, address))
+    return Speaker(rhi, machine, state_dir / "rhi")
 
 
-def _parts(loaded: Loaded, options: Options, driver: Driver) -> Parts:
+def _sharing(config: Config, secrets: Secrets, driver: Driver, address: IPv4Address) -> Sharing:
+    order = order_for(config, secrets, driver, address) if is_on(config) else None
+    return Sharing(order, driver.dataplane.disturb)
+
+
+def _parts(loaded: Loaded, options: Options, driver: Driver, secrets: Secrets) -> Parts:
     address = _own_address(driver, options.address)
     routes = Routes(loaded.config.rhi, partial(_speaker, driver, address, options.state_dir))
-    return Parts(loaded, driver, routes, Memory(options.data_dir), address)
+    bfd = Supervisor(options.state_dir / "bfd", routes.set_reachable)
+    sharing = _sharing(loaded.config, secrets, driver, address)
+    return Parts(loaded, driver, routes, Memory(options.data_dir), address, bfd, sharing)
 
 
 async def _shutdown(parts: Parts) -> None:
-    """Withdraw, wait, detach."""
+    """Withdraw, wait, detach. BFD goes after the routes, and says so, lest it be taken for a failure."""
     _log.info("stopping")
     if await parts.routes.shutdown():
         await asyncio.sleep(DRAIN_S)
+    await parts.bfd.shutdown()
     await parts.driver.detach()
 
 
@@ -114,12 +124,15 @@ async def _run(loaded: Loaded, options: Options) -> None:
     signals = Signals()
     for warning in loaded.warnings:
         _log.warning("configuration finding=%s", warning)
-    if loaded.config.multicast is not None:
-        _log.warning("flows are not shared with other balancers yet: multicast has no effect")
+    secrets = read_secrets(loaded.config.cluster)
+    if reason := why_off(loaded.config):
+        _log.warning(reason)
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(options.state_dir))
-        driver = await stack.enter_async_context(Driver.open(loaded.config, options.dataplane))
-        parts = _parts(loaded, options, driver)
+        driver = await stack.enter_async_context(
+            Driver.open(loaded.config, options.dataplane, flow_key(loaded.config, secrets))
+        )
+        parts = _parts(loaded, options, driver, secrets)
         balancer = Balancer(parts, signals.hangup)
         metrics = await stack.enter_async_context(serve_metrics(balancer.snapshot))
         await balancer.show_metrics(metrics)

@@ -2,34 +2,39 @@
 
 The only place where the parts meet while packets flow; `app` makes them and ends them. Invariants: the data
 plane is brought up to date before the routes are, but no withdrawal waits for a data plane that is behind;
-however many events come in one turn of the event loop, the data plane is brought up to date once.
+however many events come in one turn of the event loop, the data plane is brought up to date once; a reload,
+however large, is carried out in small steps.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from vc5py import overriding
+from vc5py import overriding, watching
+from vc5py.bfd.supervisor import Supervisor
 from vc5py.checks.result import ProbeResult
 from vc5py.checks.scheduler import Scheduler
-from vc5py.control.interface import Outcome, ReloadReport
+from vc5py.control.interface import Outcome, ReloadReport, VipOutcome
 from vc5py.control.memory import Memory
 from vc5py.core import director
 from vc5py.dataplane.driver import Driver
 from vc5py.errors import DataplaneError, Vc5Error
 from vc5py.loading import Loaded
-from vc5py.model import AdminState, BackendId, Check, Config, IPAddress
+from vc5py.model import AdminState, BackendId, Check, Config, Desired, IPAddress, ServiceState, VipState
+from vc5py.moving import Move, parts
 from vc5py.overriding import Target
 from vc5py.readings import Readings
 from vc5py.reload import Reloader
 from vc5py.routes import Routes
+from vc5py.sharing import Sharing, not_shared, read_secrets
 from vc5py.snapshot import Snapshot
 from vc5py.web.server import MetricsServer, Place
 
@@ -45,13 +50,15 @@ RESOLVE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a balancer is made of. `address`: our own, for probes."""
+    """What a balancer is made of. `address`: our own, for probes and BGP."""
 
     loaded: Loaded
     driver: Driver
     routes: Routes
     memory: Memory
     address: IPv4Address
+    bfd: Supervisor
+    sharing: Sharing = field(default_factory=not_shared)
 
 
 def metrics_place(config: Config) -> Place | None:
@@ -70,6 +77,10 @@ class Balancer:
         self._driver = parts.driver
         self._dataplane = parts.driver.dataplane
         self._routes = parts.routes
+        self._sharing = parts.sharing
+        self._bfd = parts.bfd
+        self._address = parts.address
+        watching.watch(self._bfd, config.rhi, self._address)
         self._memory = parts.memory
         self._saving = asyncio.Lock()
         self._reloader = Reloader(parts.loaded, self._put_into_force)
@@ -77,10 +88,13 @@ class Balancer:
         self._flow_capacity = config.flows
         self._metrics: MetricsServer | None = None
         overrides = parts.memory.load()
-        self._state = director.start(config, self._dataplane.was_up, time.monotonic(), overrides)
+        now, told = time.monotonic(), self._routes.are_kept()
+        self._state = director.start(config, self._dataplane.was_up, now, overrides, told=told)
         self._scheduler = Scheduler(self._dataplane.mark_of, self._probed, parts.address, random.Random())
         self._behind = False
         self._due = False
+        self._move: Move | None = None
+        self._leaving: tuple[ServiceState, ...] = ()
 
     async def startup(self) -> None:
         """Services first, then the programs that use them; routes come with the main loop."""
@@ -89,6 +103,7 @@ class Balancer:
         await self._driver.attach()
         self._scheduler.set_targets(self._state.targets())
         self._routes.set(self._state.desired.announce)
+        gc.freeze()  # what stays is not searched for garbage ever again, which with 100,000 reals takes 0.3 s
 
     async def show_metrics(self, server: MetricsServer) -> None:
         """Serves metrics where the configuration says, after reloads too. Raises Vc5Error."""
@@ -103,7 +118,9 @@ class Balancer:
                 group.create_task(self._driver.neighbours.run(), name="neighbours"),
                 group.create_task(self._maintain(), name="maintenance"),
                 group.create_task(self._routes.run(), name="rhi"),
+                group.create_task(self._bfd.run(), name="bfd"),
                 group.create_task(self._heed_hangups(), name="hangups"),
+                group.create_task(self._sharing.run(), name="sharing"),
             ]
             await stop.wait()
             for task in tasks:
@@ -117,7 +134,10 @@ class Balancer:
         self._step(director.Probed(backend, check, result.ok, why))
 
     def _step(self, event: director.Event) -> None:
-        self._state, actions = director.step(self._state, event, time.monotonic())
+        now = time.monotonic()
+        self._state, actions = director.step(self._state, event, now)
+        if self._move is not None:
+            self._move.note(event, now, actions)
         for action in actions:
             self._carry_out(action)
 
@@ -146,7 +166,7 @@ class Balancer:
         """Data plane, then routes. What the data plane refuses is tried again at the next
         maintenance; until then nothing more is announced, but what is to be withdrawn is."""
         self._due = False
-        desired = self._state.desired
+        desired = self._wanted()
         try:
             self._dataplane.apply(desired)
         except DataplaneError as error:
@@ -158,13 +178,26 @@ class Balancer:
             self._behind = False
             self._routes.set(desired.announce)
 
+    def _wanted(self) -> Desired:
+        """What the director desires, as far as a reload has come."""
+        desired = self._state.desired
+        if self._move is not None:
+            return self._move.mixed(desired)
+        return replace(desired, services=desired.services + self._leaving) if self._leaving else desired
+
     async def _maintain(self) -> None:
         while True:
             self._dataplane.maintain(time.monotonic())
+            if self._is_cut_off():
+                self._step(director.CutOff())
             self._step(director.Tick())
             if self._behind:
                 self._install()
             await asyncio.sleep(MAINTAIN_S)
+
+    def _is_cut_off(self) -> bool:
+        sessions = self._routes.sessions().values()
+        return bool(sessions) and not any(sessions) and self._sharing.is_alone()
 
     # Commands
 
@@ -186,6 +219,17 @@ class Balancer:
         """In force and remembered before anybody is told so."""
         for event in tuple(events):  # all of them follow from the state before the first
             self._step(event)
+        unsaved = await self._remember()
+        return Outcome(target.real, overriding.effective(self._state, target), unsaved)
+
+    async def set_vip(self, vip: IPAddress, state: VipState | None) -> VipOutcome:
+        overriding.must_be_vip(self._state, vip, state)
+        self._step(director.VipChanged(vip, state))
+        unsaved = await self._remember()
+        return VipOutcome(vip, state, vip in self._state.desired.announce, unsaved)
+
+    async def _remember(self) -> str | None:
+        """Puts in force what was commanded, and saves it. Returns why it can't, where it can't."""
         self._install_now()
         unsaved = None
         async with self._saving:
@@ -194,7 +238,7 @@ class Balancer:
             except OSError as error:
                 unsaved = f"can't write {self._memory.path}: {error.strerror or error}"
                 _log.error("overrides not remembered %s", unsaved)
-        return Outcome(target.real, overriding.effective(self._state, target), unsaved)
+        return unsaved
 
     # Reload
 
@@ -214,6 +258,7 @@ class Balancer:
     async def _put_into_force(self, config: Config) -> tuple[str, ...]:
         """All or nothing: what can be refused comes first, in an order in which it can be taken back."""
         before = self._state.config
+        secrets = read_secrets(config.cluster)
         if self._metrics is not None:
             await self._metrics.move(metrics_place(config))
         try:
@@ -222,13 +267,14 @@ class Balancer:
             if self._metrics is not None:
                 await self._metrics.move(metrics_place(before))
             raise
+        self._sharing.set_keys(secrets.keys)
         await self._driver.resolve(self._state.desired, RESOLVE_S)
         return overriding.notes(self._state)
 
     async def _redirect(self, config: Config) -> None:
         for left in reversed(range(ROOM_TRIES)):
             try:
-                self._exchange(config)
+                await self._exchange(config)
                 return
             except DataplaneError:
                 if not left:
@@ -236,24 +282,57 @@ class Balancer:
             await asyncio.sleep(ROOM_S)
             self._dataplane.maintain(time.monotonic())
 
-    def _exchange(self, config: Config) -> None:
-        """In one go, so that no event comes between: the director's new state, if the data plane takes it."""
-        state, actions = director.step(self._state, director.Reloaded(config), time.monotonic())
+    async def _exchange(self, config: Config) -> None:
+        """What may be refused, in steps; then, in one go, the director's new state; then what only goes."""
+        self._move = move = Move()
         try:
-            self._dataplane.apply(state.desired)
+            await move.prepare(self._state, config, time.monotonic())
+            while move.forward():
+                self._take_step(move)
+                await asyncio.sleep(0)
             self._routes.configure(config.rhi)
         except Vc5Error:
-            with suppress(DataplaneError):  # maintenance tries again
-                self._behind = True
-                self._dataplane.apply(self._state.desired)
-                self._behind = False
+            await self._go_back(move)
             raise
+        finally:
+            self._move = None
+        await self._adopt(config, move)
+        for left in parts(self._leaving):
+            self._install()
+            await asyncio.sleep(0)
+            self._leaving = left
+        self._install()
+        gc.freeze()
+
+    def _take_step(self, move: Move) -> None:
+        """Routes first: a VIP of a service that is to serve nobody is withdrawn before it does."""
+        desired = move.mixed(self._state.desired)
+        if desired.announce < self._state.desired.announce:
+            self._routes.withdraw_all_but(desired.announce)
+        self._dataplane.apply(desired)
+
+    async def _go_back(self, move: Move) -> None:
+        """What is refused even then, maintenance tries again."""
+        self._move = move
+        with suppress(DataplaneError):
+            while move.back():
+                self._dataplane.apply(move.mixed(self._state.desired))
+                await asyncio.sleep(0)
+        self._move = None
+        self._install()
+
+    async def _adopt(self, config: Config, move: Move) -> None:
+        watching.watch(self._bfd, config.rhi, self._address)
         self._dataplane.set_policy(config)
         if config.vlans != self._state.config.vlans:  # else nothing needs to be looked up anew
             self._driver.neighbours.set_vlans(config.vlans)
-        self._state = state
-        for action in actions:
-            self._carry_out(action)
+        self._leaving = move.leaving(self._state.desired)
+        self._state = move.state
+        for action in move.actions():
+            if isinstance(action, director.Retarget):
+                await self._scheduler.shift_targets(self._state.targets())
+            else:
+                self._carry_out(action)
 
     # What is shown
 
@@ -262,18 +341,22 @@ class Balancer:
         return await asyncio.to_thread(self.readings().snapshot)
 
     def readings(self) -> Readings:
-        stats = self._scheduler.stats()
+        stats, at = self._scheduler.stats(), time.time()
         return Readings(
             state=self._state,
             counters=self._dataplane.counters(),
             probes={(str(kind), str(reason)): n for (kind, reason), n in stats.probes.items()},
             probe_lag_s=stats.lag_s,
             sessions=self._routes.sessions(),
+            neighbors=self._routes.neighbors(),
+            bfd=watching.shown(self._bfd, at),
             interfaces={name: str(mode) for name, mode in self._driver.modes.items()},
             flow_capacity=self._flow_capacity,
             reload=self._reloader.snapshot(),
+            start=self._driver.start,
+            sharing=self._sharing.snapshot(),
             now=time.monotonic(),
-            at=time.time(),
+            at=at,
         )
 
 

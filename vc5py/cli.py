@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
     mode = XdpMode(args.xdp_mode) if args.xdp_mode else None
-    dataplane = Options(tuple(dict.fromkeys(args.interfaces)), args.bpf_dir, mode)
+    dataplane = Options(tuple(dict.fromkeys(args.interfaces)), args.bpf_dir, mode, args.state_dir)
     app.run(loaded, app.Options(dataplane, args.state_dir, args.data_dir, args.address))
     return 0
 

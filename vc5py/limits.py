@@ -15,5 +15,7 @@ MAX_REALS = 32766
 """Reals of one service: the data plane numbers them with 15 bits."""
 MAX_BACKENDS = 262_144
 """Reals of all services together, counted once for every VIP."""
+DATAGRAM_BYTES = (576, 8952)
+"""UDP payload of flow sharing: what every host takes, and what fits a frame of 9,000 bytes."""
 MAX_ESTABLISHED_S = 8 * 3600
 """Timeout of a flow: the data plane tells the age of one by 16 bits."""

@@ -20,6 +20,7 @@ STEP_BACKENDS = 256
 """How many backends one step changes: some 20 ms of a data plane's time."""
 
 _Ids = frozenset[VirtualServiceId]
+_Told = frozenset[director.Transition]
 
 
 def by_id(services: Iterable[ServiceState]) -> dict[VirtualServiceId, ServiceState]:
@@ -64,7 +65,7 @@ class Move:
     """On the way from a director's state to that of another configuration."""
 
     def __init__(self) -> None:
-        self._missed: list[tuple[director.Event, float]] = []
+        self._missed: list[tuple[director.Event, float, _Told]] = []
         self._state: director.State | None = None
         self._actions: list[director.Action] = []
         self._ahead: deque[_Ids] = deque()
@@ -73,20 +74,28 @@ class Move:
 
     async def prepare(self, state: director.State, config: Config, now: float) -> None:
         """Decides what the new state is, in a thread: that of a large configuration takes a second."""
-        self._state, actions = await asyncio.to_thread(director.step, state, director.Reloaded(config), now)
+        new, actions = await asyncio.to_thread(director.step, state, director.Reloaded(config), now)
+        self._ahead.extend(steps(state.desired, new.desired))
         self._actions += actions
-        self._ahead.extend(await asyncio.to_thread(steps, state.desired, self._state.desired))
+        self._state = new
+        self._catch_up()
 
     def note(self, event: director.Event, now: float, actions: Iterable[director.Action]) -> None:
         """What happened to the state in force; `actions` followed from it there."""
-        self._missed.append((event, now))
+        told = frozenset(action for action in actions if isinstance(action, director.Transition))
+        self._missed.append((event, now, told))
         if self._state is not None:
-            self._catch_up(set(actions))
+            self._catch_up()
 
-    def _catch_up(self, known: set[director.Action]) -> None:
-        for event, now in self._missed:
+    def _catch_up(self) -> None:
+        """Takes in what has happened; keeps for later what was not said or done of it already."""
+        for event, now, told in self._missed:
             self._state, actions = director.step(self.state, event, now)
-            self._actions += [action for action in actions if action not in known]
+            for action in actions:
+                if isinstance(action, director.Pace) or (
+                    isinstance(action, director.Transition) and action not in told
+                ):
+                    self._actions.append(action)
         self._missed.clear()
 
     @property

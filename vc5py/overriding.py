@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from vc5py.control.interface import Effective, UnknownTargetError
 from vc5py.core.admin import Overrides
 from vc5py.core.director import AdminChanged, State, WeightChanged
-from vc5py.model import AdminState, IPAddress, Real, Service, VirtualServiceId
+from vc5py.model import AdminState, IPAddress, Real, Service, VipState, VirtualServiceId
 from vc5py.snapshot import OverrideSnapshot
 
 
@@ -61,6 +61,13 @@ def must_exist(state: State, target: Target) -> None:
     meant = _meant(target.real, (real.address for service in inside for real in _reals(service)))
     where = "the configuration" if target.service is None else f"service {target.service!r}"
     raise UnknownTargetError(f"no real {target.real} in {where}{meant}")
+
+
+def must_be_vip(state: State, vip: IPAddress, wanted: VipState | None) -> None:
+    """UnknownTargetError where no service has the VIP; one that is gone can still be set back."""
+    if vip in state.failing or (wanted is None and vip in state.overrides.vips):
+        return
+    raise UnknownTargetError(f"no VIP {vip} in the configuration{_meant(vip, state.failing)}")
 
 
 def _without(overrides: Overrides, target: Target) -> Overrides:

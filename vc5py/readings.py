@@ -15,16 +15,32 @@ from vc5py.core import director
 from vc5py.core.director import BackendStatus, VirtualService
 from vc5py.dataplane import abi
 from vc5py.dataplane.base import Counters, Traffic
+from vc5py.dataplane.takeover import Start
 from vc5py.model import IPAddress
 from vc5py.snapshot import (
+    BfdSnapshot,
+    NeighborSnapshot,
     RealSnapshot,
     ReloadSnapshot,
     ServiceSnapshot,
+    SharingSnapshot,
     Snapshot,
+    StartSnapshot,
     VerdictSnapshot,
 )
 
 _NOTHING = Traffic(0, 0)
+
+
+def _start(start: Start | None) -> StartSnapshot:
+    if start is None:
+        return StartSnapshot()
+    if start.carried is None:
+        return StartSnapshot(str(start.kind), str(start))
+    carried = start.carried
+    return StartSnapshot(
+        str(start.kind), str(start), carried.flows, carried.without_backend, carried.without_room
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +52,13 @@ class Readings:
     probes: Mapping[tuple[str, str], int]
     probe_lag_s: float
     sessions: Mapping[IPAddress, bool]
+    neighbors: tuple[NeighborSnapshot, ...]
+    bfd: BfdSnapshot
     interfaces: Mapping[str, str]
     flow_capacity: int
     reload: ReloadSnapshot
+    start: Start | None
+    sharing: SharingSnapshot
     now: float
     at: float
 
@@ -58,7 +78,12 @@ class Readings:
             flow_capacity=self.flow_capacity,
             reload=self.reload,
             overrides=overriding.shown(state.overrides),
+            vip_overrides=state.overrides.vips,
+            neighbors=self.neighbors,
+            sharing=self.sharing,
+            bfd=self.bfd,
             at=self.at,
+            start=_start(self.start),
         )
 
     def _service(self, virtual: VirtualService) -> ServiceSnapshot:

@@ -7,9 +7,9 @@ timestamps in seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from vc5py.model import AdminState, IPAddress, VirtualServiceId
+from vc5py.model import AdminState, IPAddress, VipState, VirtualServiceId
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,19 @@ class ReloadSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class StartSnapshot:
+    """What the start made of an earlier run's maps. `kind`: a `StartKind` of the data plane; `text`: the same
+    in words. `flows` were carried over into new maps, the others weren't.
+    """
+
+    kind: str = ""
+    text: str = ""
+    flows: int = 0
+    without_backend: int = 0
+    without_room: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OverrideSnapshot:
     """What was commanded at run time of a real, in one service or (None) in all."""
 
@@ -76,6 +89,80 @@ class OverrideSnapshot:
     service: str | None
     state: AdminState | None
     weight: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborSnapshot:
+    """A BGP neighbor. `state`: down, connecting or established, `since` then; `routes`: how many it was told;
+    `why`: what ended the last session, or keeps one from coming up, as far as is known.
+    """
+
+    address: IPAddress
+    as_number: int
+    state: str
+    since: float
+    routes: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSnapshot:
+    """Another balancer that shares its flows with us, heard of `age_s` seconds ago."""
+
+    node: str
+    address: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SharingSnapshot:
+    """Flow sharing. `running`: its process reports. Numbers count from the balancer's start: `datagrams` that
+    came by what became of them, `sent` and `received` flows, the latter in `results` by what became of them,
+    `missed` flows that changed faster than they were read, `lost` datagrams of peers. `ambiguous`: backends
+    whose flows can't be shared. `copied`: all flows of a peer have been received since the process began.
+    """
+
+    enabled: bool = False
+    running: bool = False
+    restarts: int = 0
+    datagrams: Mapping[str, int] = field(default_factory=dict)
+    datagrams_sent: int = 0
+    bytes_sent: int = 0
+    send_errors: int = 0
+    sent: int = 0
+    received: int = 0
+    results: Mapping[str, int] = field(default_factory=dict)
+    missed: int = 0
+    lost: int = 0
+    ambiguous: int = 0
+    copied: bool = False
+    cpu_s: float = 0.0
+    peers: tuple[PeerSnapshot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BfdSessionSnapshot:
+    """A BFD session. `state`: up, init, down, admin-down, or unknown where there is no process that has it,
+    `since` then; `reachable`: False only where the path was there and was found broken.
+    """
+
+    neighbor: IPAddress
+    state: str
+    reachable: bool
+    since: float
+    transitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class BfdSnapshot:
+    """`rejected`: packets thrown away, by reason. `lag_s`: how late the process woke up, at the worst of the
+    last second. `scheduling`: fifo (real-time priority), nice, normal, or "" where there is no process.
+    """
+
+    sessions: tuple[BfdSessionSnapshot, ...] = ()
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    lag_s: float = 0.0
+    scheduling: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +181,9 @@ class Snapshot:
     flow_capacity: int
     reload: ReloadSnapshot = ReloadSnapshot()
     overrides: tuple[OverrideSnapshot, ...] = ()
+    vip_overrides: Mapping[IPAddress, VipState] = field(default_factory=dict)
+    neighbors: tuple[NeighborSnapshot, ...] = ()
+    bfd: BfdSnapshot = BfdSnapshot()
     at: float = 0.0
+    start: StartSnapshot = StartSnapshot()
+    sharing: SharingSnapshot = SharingSnapshot()

@@ -14,7 +14,7 @@ from tests.e2e.operating import command, everywhere, real, state_dir, status
 from vc5py.control import client
 from vc5py.errors import Vc5Error
 from vc5py.lab.assembly import Lab
-from vc5py.lab.layout import BALANCERS, REALS, SERVICE, Host
+from vc5py.lab.layout import ALL_VIPS, BALANCERS, REALS, SERVICE, Host
 from vc5py.lab.observe import metrics, next_hops, total
 from vc5py.lab.scenario import wait_for_next_hops
 from vc5py.lab.traffic import Downloads, curl
@@ -148,3 +148,20 @@ def test_commands_outlive_kill_stop_and_reboot(lab: Lab) -> None:
     assert status(lab, victim)["overrides"] == said
     assert not real(lab, victim, SERVICE, ONE)["serving"]
     wait_for_next_hops(lab, *BALANCERS)
+
+
+def test_vip_is_withdrawn_and_announced_by_command(lab: Lab) -> None:
+    vip = ALL_VIPS[0]
+    first, second = BALANCERS
+    try:
+        done = command(lab, first, "vip", "withdraw", str(vip))
+        assert done.stdout == f"VIP {vip}: not announced\n"
+        wait_for_next_hops(lab, second, vip=vip)
+        assert answering(lab), "clients notice nothing"
+        assert status(lab, first)["vip_overrides"] == {str(vip): "withdrawn"}
+    finally:
+        command(lab, first, "vip", "default", str(vip))
+    wait_for_next_hops(lab, first, second, vip=vip)
+    unknown = command(lab, first, "vip", "announce", "203.0.113.1")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "no VIP 203.0.113.1 in the configuration" in unknown.stderr

@@ -237,6 +237,11 @@ def test_standby_takes_over_and_gives_back_without_breaking_what_it_serves(lab: 
     editor.write(**extra(str(ONE.address), standby, damping="off"))
     reload(lab)
     wait_for_next_hops(lab, *BALANCERS, vip=EXTRA_VIP)
+    for balancer in BALANCERS:  # the standby serves where it was the first to be found healthy
+        lab.wait_for(
+            "the primary serves",
+            lambda b=balancer: service(lab, b, "extra")["serving_tier"] == 0,  # type: ignore[misc]
+        )
     assert answering(lab) == {ONE.name}
     lab.kill(ONE)
     try:

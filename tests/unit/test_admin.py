@@ -90,10 +90,10 @@ def test_json_is_plain_and_in_order() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, 'expected {"reals": [...]}'),
-        ([], 'expected {"reals": [...]}'),
-        ({"reals": {}}, 'expected {"reals": [...]}'),
-        ({"reals": [], "more": 1}, 'expected {"reals": [...]}'),
+        (None, 'expected {"reals": [...], "vips": [...]}'),
+        ([], 'expected {"reals": [...], "vips": [...]}'),
+        ({"reals": {}}, 'expected {"reals": [...], "vips": [...]}'),
+        ({"reals": [], "more": 1}, 'expected {"reals": [...], "vips": [...]}'),
         ({"reals": ["10.0.0.1"]}, "entry 1: expected a mapping"),
         ({"reals": [{"real": "10.0.0.1", "wieght": 1}]}, "entry 1: unknown key 'wieght'"),
         ({"reals": [{"weight": 1}]}, "entry 1: real must be an address"),

@@ -15,17 +15,19 @@ import pytest
 
 from vc5py import balancer as balancer_module
 from vc5py.balancer import Balancer, Parts, metrics_place
+from vc5py.bfd.supervisor import Supervisor
 from vc5py.checks.result import ProbeResult, Reason
-from vc5py.control.interface import ReloadRefusedError, UnknownTargetError
+from vc5py.control.interface import ReloadRefusedError, UnknownTargetError, VipOutcome
 from vc5py.control.memory import Memory
 from vc5py.core.admin import Overrides
 from vc5py.dataplane.driver import Driver
 from vc5py.dataplane.fake import FakeDataplane, Room
 from vc5py.errors import ConfigError, DataplaneError, RhiError, Vc5Error
 from vc5py.loading import load
-from vc5py.model import AdminState, BackendId, Config, Desired, IPAddress, RhiConfig, Vlan
-from vc5py.rhi.speaker import SessionState, Speaker
+from vc5py.model import AdminState, BackendId, Config, Desired, IPAddress, Neighbor, RhiConfig, VipState, Vlan
+from vc5py.rhi.speaker import SessionState, Speaker, Standing
 from vc5py.routes import Routes
+from vc5py.snapshot import NeighborSnapshot
 from vc5py.web.server import MetricsServer, Place
 
 VIP, VIP2 = ip_address("192.0.2.1"), ip_address("192.0.2.2")
@@ -72,8 +74,19 @@ class BgpSpeaker:
     def announced(self) -> frozenset[IPAddress]:
         return self.routes
 
+    def keeps_routes(self) -> bool:
+        return True
+
     def sessions(self) -> dict[IPAddress, SessionState]:
         return dict.fromkeys(self.config.peers, SessionState.ESTABLISHED)
+
+    def reconfigure(self, config: RhiConfig) -> None:
+        if config.as_number == 1:
+            raise RhiError("no such AS")
+        self.config = config
+
+    def standings(self) -> dict[Neighbor, Standing]:
+        return {n: Standing(SessionState.ESTABLISHED, 7.0, "", 1) for n in self.config.neighbors}
 
     async def run(self) -> None:
         self.running = True
@@ -108,6 +121,7 @@ class Surroundings:
         self.dataplane = Recorder(self.order)
         self.neighbours = Neighbours()
         self.modes = {"eth0": "native"}
+        self.start = None
         self.memory = Memory(directory / "data")
         self.speakers: list[BgpSpeaker] = []
         self.hangup = asyncio.Event()
@@ -127,7 +141,8 @@ class Surroundings:
     def balancer(self) -> Balancer:
         loaded = load(self.file)
         routes = Routes(loaded.config.rhi, self.speaker)
-        parts = Parts(loaded, cast(Driver, self), routes, self.memory, IPv4Address("10.0.0.9"))
+        bfd = Supervisor(self.file.parent / "bfd", routes.set_reachable)
+        parts = Parts(loaded, cast(Driver, self), routes, self.memory, IPv4Address("10.0.0.9"), bfd)
         return Balancer(parts, self.hangup)
 
 
@@ -422,27 +437,42 @@ async def test_hangup_reloads_and_a_bad_file_ends_nothing(running: Balancer, aro
     assert running.readings().reload.successful
 
 
-async def test_speaker_is_another_one_where_rhi_changes(running: Balancer, around: Surroundings) -> None:
+async def test_speaker_takes_over_what_changes_of_rhi(running: Balancer, around: Surroundings) -> None:
     probe(running, 0, True)
     await until(lambda: around.speakers[0].running and around.speakers[0].routes == {VIP})
     around.file.write_text(TEXT.replace("65000", "65001"))
     await running.reload()
-    first, second = around.speakers
-    await until(lambda: second.running and not first.running)
-    assert second.routes == first.routes == {VIP}, "nothing is withdrawn for it"
+    (first,) = around.speakers
+    assert first.config.as_number == 65001
     around.file.write_text(TEXT.replace("as_number: 65000", "as_number: 1"))
     with pytest.raises(ReloadRefusedError, match="no such AS"):
         await running.reload()
-    assert second.running
+    assert first.running and first.config.as_number == 65001 and first.routes == {VIP}
     around.file.write_text(TEXT.split("rhi:")[0])
     await running.reload()
-    await second.ended.wait()
-    assert second.routes == frozenset() and not second.running
+    await first.ended.wait()
+    assert first.routes == frozenset() and not first.running
     assert (await running.snapshot()).sessions == {}
     around.file.write_text(TEXT)
     await running.reload()
-    await until(lambda: around.speakers[2].running)
-    assert around.speakers[2].routes == {VIP}
+    await until(lambda: around.speakers[1].running)
+    assert around.speakers[1].routes == {VIP}
+
+
+async def test_vips_by_command(balancer: Balancer, around: Surroundings) -> None:
+    probe(balancer, 0, True)
+    withdrawn = await balancer.set_vip(VIP, VipState.WITHDRAWN)
+    assert withdrawn == VipOutcome(VIP, VipState.WITHDRAWN, False)
+    assert around.speakers[0].routes == frozenset()
+    assert around.memory.load().vips == {VIP: VipState.WITHDRAWN}
+    assert (await balancer.snapshot()).vip_overrides == {VIP: VipState.WITHDRAWN}
+    assert (await balancer.set_vip(VIP, None)).announced
+    assert around.speakers[0].routes == {VIP}
+    assert around.memory.load().vips == {}
+    probe(balancer, 0, False)
+    assert not (await balancer.set_vip(VIP, VipState.ANNOUNCED)).announced, "nothing can serve it"
+    with pytest.raises(UnknownTargetError, match=r"no VIP 192\.0\.2\.9 in the configuration"):
+        await balancer.set_vip(ip_address("192.0.2.9"), VipState.ANNOUNCED)
 
 
 async def test_snapshot_shows_what_holds(balancer: Balancer, around: Surroundings) -> None:
@@ -458,4 +488,5 @@ async def test_snapshot_shows_what_holds(balancer: Balancer, around: Surrounding
     assert abs(shown.at - first.since) < 5
     assert shown.vips == {VIP: True}
     assert shown.sessions == {ip_address("10.0.0.254"): True}
+    assert shown.neighbors == (NeighborSnapshot(ip_address("10.0.0.254"), 65000, "established", 7.0, 1),)
     assert shown.reload.file == str(around.file)

@@ -100,6 +100,33 @@ async def test_setting_the_same_targets_again_changes_nothing() -> None:
 
 
 @on_jumping_clock
+async def test_many_targets_change_with_turns_for_others_in_between() -> None:
+    world = World()
+    world.set_targets(range(1500))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with world.running():
+        await asyncio.sleep(3)
+        before = dict(world.scheduler._targets)
+        task = asyncio.create_task(others())
+        await world.scheduler.shift_targets([(backend(number), CHECK) for number in range(1000, 3500)])
+        task.cancel()
+        after = dict(world.scheduler._targets)
+        await asyncio.sleep(3)
+    assert turns >= 5, "a piece is a thousand"
+    assert after.keys() == {(backend(number), CHECK) for number in range(1000, 3500)}
+    assert all(after[key] is kept for key, kept in before.items() if key in after)
+    assert all(world.starts[number][-1] > 3 for number in (1000, 1499, 1500, 3499))
+    assert world.starts[0][-1] <= 3
+
+
+@on_jumping_clock
 async def test_a_removed_target_is_probed_no_more() -> None:
     world = World()
     world.set_targets([1, 2])

@@ -25,16 +25,19 @@ from vc5py.control.interface import (
     ReloadRefusedError,
     ReloadReport,
     UnknownTargetError,
+    VipOutcome,
 )
 from vc5py.core.diff import Change, Kind
 from vc5py.errors import ConfigError, Diagnostic, Vc5Error
-from vc5py.model import AdminState, IPAddress, VirtualServiceId
+from vc5py.model import AdminState, IPAddress, VipState, VirtualServiceId
 from vc5py.snapshot import (
+    NeighborSnapshot,
     OverrideSnapshot,
     RealSnapshot,
     ReloadSnapshot,
     ServiceSnapshot,
     Snapshot,
+    StartSnapshot,
 )
 
 VIP, VIP6 = ip_address("192.0.2.1"), ip_address("fd00::1")
@@ -61,12 +64,18 @@ SNAPSHOT = Snapshot(
     ),
     vips={VIP: True, VIP6: False},
     sessions={ip_address("10.0.0.254"): False},
+    neighbors=(
+        NeighborSnapshot(ip_address("10.0.0.254"), 65000, "down", NOW - 65, 2, "hold timer"),
+        NeighborSnapshot(ip_address("fd00::254"), 65001, "established", NOW - 3, 0),
+    ),
+    vip_overrides={VIP6: VipState.WITHDRAWN},
     verdicts=(),
     probes={},
     probe_lag_s=0.0,
     interfaces={"eth0": "native"},
     flow_capacity=1024,
     reload=ReloadSnapshot("/etc/vc5.yaml", False, NOW - 60),
+    start=StartSnapshot("layout", "layout changed: 9 flows carried over", 9, 2, 1),
     overrides=(
         OverrideSnapshot(REAL, "web", AdminState.DRAINING, None),
         OverrideSnapshot(REAL, None, None, 7),
@@ -101,6 +110,10 @@ class Balancer:
 
     async def reset(self, real: IPAddress, service: str | None) -> Outcome:
         return self._outcome("reset", real, service)
+
+    async def set_vip(self, vip: IPAddress, state: VipState | None) -> VipOutcome:
+        self._outcome("vip", vip, state)
+        return VipOutcome(vip, state, state is VipState.ANNOUNCED and vip == VIP, self.unsaved)
 
     async def reload(self) -> ReloadReport:
         self._outcome("reload")
@@ -173,6 +186,32 @@ def test_command_is_carried_out_and_says_what_holds_now(
     assert balancer.asked == [asked]
     out, err = capsys.readouterr()
     assert (out.split(" ", 1)[1], err) == ("in web@192.0.2.1: draining, weight 5\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "told"),
+    [
+        (["announce", "192.0.2.1"], VipState.ANNOUNCED, "VIP 192.0.2.1: announced"),
+        (["withdraw", "192.0.2.1"], VipState.WITHDRAWN, "VIP 192.0.2.1: not announced"),
+        (["default", "fd00::1"], None, "VIP fd00::1: not announced"),
+        (
+            ["announce", "fd00::1"],
+            VipState.ANNOUNCED,
+            "VIP fd00::1: not announced: no service on it can serve now, or the start's learning isn't over",
+        ),
+    ],
+)
+def test_command_on_a_vip(
+    words: list[str],
+    asked: VipState | None,
+    told: str,
+    vc5py: Callable[..., int],
+    balancer: Balancer,
+    capsys: Output,
+) -> None:
+    assert vc5py("vip", *words) == 0
+    assert balancer.asked == [("vip", ip_address(words[1]), asked)]
+    assert capsys.readouterr() == (f"{told}\n", "")
 
 
 def test_command_that_will_not_be_remembered_says_so(
@@ -296,7 +335,9 @@ def test_status_for_people(vc5py: Callable[..., int], capsys: Output) -> None:
     assert lines == [
         "The last reload failed: this configuration is still in force. The log says why.",
         "XDP eth0 native",
-        "BGP 10.0.0.254 down",
+        "Start: layout changed: 9 flows carried over",
+        "BGP 10.0.0.254 AS 65000 down for 1m05s, 2 routes: hold timer",
+        "BGP fd00::254 AS 65001 established for 3s, 0 routes",
         "",
         "VIP 192.0.2.1  announced",
         "  service web  80/tcp,443/tcp  healthy  1 of 2 up, 1 needed  tier 1 serves",
@@ -307,6 +348,9 @@ def test_status_for_people(vc5py: Callable[..., int], capsys: Output) -> None:
         "VIP fd00::1  not announced",
         "  service dns  53/udp  unhealthy  0 of 0 up, 2 needed",
         "    REAL  HEALTH  STATE  WEIGHT  TIER  FLOWS  FOR  WHY",
+        "",
+        "Set by command (vc5py vip default undoes it):",
+        "  fd00::1: withdrawn",
         "",
         "Set by command (vc5py reset undoes it):",
         "  10.0.0.1 in web: draining",
@@ -323,6 +367,15 @@ def test_status_for_programs(vc5py: Callable[..., int], capsys: Output) -> None:
         "loaded_at": NOW - 60,
         "last_reload_successful": False,
     }
+    assert document["vip_overrides"] == {"fd00::1": "withdrawn"}
+    assert document["neighbors"][0] == {
+        "address": "10.0.0.254",
+        "as": 65000,
+        "state": "down",
+        "since": NOW - 65,
+        "routes": 2,
+        "why": "hold timer",
+    }
     real = document["services"][0]["reals"][0]
     assert set(real) == set(RealSnapshot.__slots__)
     assert (real["admin"], real["flows"], real["since"]) == ("draining", 3, NOW - 5)
@@ -334,7 +387,7 @@ def test_damped_and_sorry_reals_are_told_apart() -> None:
     sorry = replace(damped, damped=False, sorry=True, serving=True)
     service = replace(SNAPSHOT.services[0], reals=(damped, sorry), sorry=True, serving_tier=None)
     document = status.to_json(replace(SNAPSHOT, services=(service,)))
-    first, _, second, third = list(table.lines(document))[6:10]
+    first, _, second, third = list(table.lines(document))[8:12]
     assert first.endswith("1 of 1 up, 1 needed  sorry reals serve")
     assert second.split()[1:5] == ["damped", "idle", "1", "0"]
     assert third.split()[1:5] == ["up", "serving", "1", "sorry"]

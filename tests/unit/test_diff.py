@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.neighboring import ibgp
 from tests.unit.test_config import FULL, MINIMAL
 from vc5py.config import parse
 from vc5py.core.diff import Change, Kind, diff
 from vc5py.model import (
     AdminState,
     BelowNeed,
+    Bfd,
     Check,
     CheckType,
+    Cluster,
     Config,
     Damping,
     DnsQuestion,
@@ -25,15 +28,20 @@ from vc5py.model import (
     ForwardMode,
     HttpRequest,
     MulticastGroup,
+    Neighbor,
+    PrefixRule,
     Protocol,
     Real,
     RhiConfig,
+    RouteAttributes,
     Scheduling,
+    Secret,
     Service,
     Sorry,
     Standby,
     Timeouts,
     Unknown,
+    VipPolicy,
     Vlan,
 )
 
@@ -79,10 +87,17 @@ WHOLE: list[tuple[dict[str, Any], str]] = [
         "multicast changed: none -> [ff02::1]:9 (at the next start)",
     ),
     (
-        {"rhi": RhiConfig(65000, (ip_address("10.0.2.1"), ip_address("fd00::1")))},
-        "rhi changed: none -> AS 65000, peers 10.0.2.1, fd00::1, hold 30",
+        {"rhi": ibgp(65000, "10.0.2.1", "fd00::1")},
+        "rhi changed: none -> AS 65000, neighbors 10.0.2.1, fd00::1",
     ),
+    ({"vip_policy": VipPolicy.ANY}, "defaults.announce changed: all -> any"),
+    ({"vip_policies": ((ip_address("10.0.0.1"), VipPolicy.ANY),)}, "vips changed: announce + 10.0.0.1 any"),
     ({"metrics_address": ip_address("::1")}, "metrics.address changed: all -> ::1"),
+    (
+        {"cluster": Cluster(Secret("/etc/secret"), peers=(ip_address("10.0.0.8"),), interface="eth1")},
+        "cluster changed: none -> vc5, secret /etc/secret, peers 10.0.0.8, port 9999, interface eth1,"
+        " datagram 1400 (at the next start)",
+    ),
     ({"metrics_port": 1}, "metrics.port changed: 9955 -> 1"),
     ({"flows": 2048}, "flows changed: 1048576 -> 2048 (at the next start)"),
     ({"timeouts": Timeouts(udp_s=5)}, "timeouts.udp changed: 300 -> 5"),
@@ -105,6 +120,53 @@ def test_settings_of_the_whole(changes: dict[str, Any], line: str) -> None:
 
 def test_every_setting_of_the_whole_is_compared() -> None:
     assert {key for changes, _ in WHOLE for key in changes} == {field.name for field in fields(Config)}
+
+
+ROUTER = ibgp(65000, "10.0.2.1").neighbors[0]
+NEIGHBOR: list[tuple[dict[str, Any], str]] = [
+    ({"as_number": 65001}, "peer_as 65000 -> 65001"),
+    ({"local_as": 65001}, "local_as 65000 -> 65001"),
+    ({"hold_time_s": 9}, "hold_time 15 -> 9"),
+    ({"port": 1}, "port 179 -> 1"),
+    ({"passive": True}, "passive False -> True"),
+    ({"listen": 1}, "listen 179 -> 1"),
+    ({"source": ip_address("10.0.2.2")}, "source none -> 10.0.2.2"),
+    ({"multihop": 2}, "multihop none -> 2"),
+    ({"ttl_security": 1}, "ttl_security none -> 1"),
+    ({"password": Secret("/key")}, "password none -> /key"),
+    ({"password": Secret(variable="KEY")}, "password none -> $KEY"),
+    ({"next_hop4": ip_address("10.0.2.2")}, "next_hop4 none -> 10.0.2.2"),
+    ({"next_hop6": ip_address("fd00::2")}, "next_hop6 none -> fd00::2"),
+    ({"families": frozenset({4})}, "families ipv4, ipv6 -> ipv4"),
+    ({"attributes": RouteAttributes(med=5)}, "med none -> 5"),
+    ({"attributes": RouteAttributes(communities=((1, 2),))}, "communities none -> 1:2"),
+    ({"accept": (PrefixRule(ip_network("10.0.0.0/8"), 24, 32),)}, "accept none -> 10.0.0.0/8 ge 24 le 32"),
+    ({"reject": (PrefixRule(ip_network("10.0.0.0/8"), 8, 32),)}, "reject none -> 10.0.0.0/8 ge 8 le 32"),
+    ({"bfd": Bfd()}, "bfd none -> every 100 ms times 3"),
+]
+
+
+@pytest.mark.parametrize(("changes", "detail"), NEIGHBOR)
+def test_settings_of_a_neighbor(changes: dict[str, Any], detail: str) -> None:
+    old = replace(OLD, rhi=RhiConfig(65000, (ROUTER,)))
+    new = replace(OLD, rhi=RhiConfig(65000, (replace(ROUTER, **changes),)))
+    assert of(new, old) == [f"rhi changed: neighbor 10.0.2.1: {detail}"]
+
+
+def test_every_setting_of_a_neighbor_is_compared() -> None:
+    told = {key for changes, _ in NEIGHBOR for key in changes} | {"address"}
+    assert told == {field.name for field in fields(Neighbor)}
+
+
+def test_neighbors_come_and_go() -> None:
+    old, new = (replace(OLD, rhi=ibgp(65000, f"10.0.2.{host}")) for host in (1, 2))
+    assert of(new, old) == ["rhi changed: neighbors + 10.0.2.2 - 10.0.2.1"]
+    longer = replace(OLD, rhi=replace(ibgp(65000, "10.0.2.1"), hold_s=5.0, graceful_s=0.0, as_number=2))
+    assert of(longer, old) == [
+        "rhi changed: as_number 65000 -> 2",
+        "rhi changed: hold 30 -> 5",
+        "rhi changed: graceful 1 -> 0",
+    ]
 
 
 SERVICE: list[tuple[dict[str, Any], list[str]]] = [

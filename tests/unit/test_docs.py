@@ -12,9 +12,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vc5py import config
 from vc5py.checks.result import Reason
+from vc5py.core.flowsync import Outcome
 from vc5py.dataplane import abi
 from vc5py.model import VirtualServiceId
-from vc5py.snapshot import RealSnapshot, ServiceSnapshot, Snapshot, VerdictSnapshot
+from vc5py.snapshot import (
+    BfdSessionSnapshot,
+    BfdSnapshot,
+    NeighborSnapshot,
+    PeerSnapshot,
+    RealSnapshot,
+    ServiceSnapshot,
+    SharingSnapshot,
+    Snapshot,
+    VerdictSnapshot,
+)
 from vc5py.web import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +39,19 @@ SNAPSHOT = Snapshot(
     services=(ServiceSnapshot(VirtualServiceId("web", VIP), True, 1, (RealSnapshot(REAL, True, 1, 1, 1),)),),
     vips={VIP: True},
     sessions={REAL: True},
+    neighbors=(NeighborSnapshot(REAL, 65000, "established", 1.0, 1),),
+    bfd=BfdSnapshot((BfdSessionSnapshot(REAL, "up", True, 0.0, 1),), {"ttl": 1}, 0.0, "fifo"),
     verdicts=tuple(VerdictSnapshot(v.name, v.action, 1) for v in abi.verdicts()),
     probes={("tcp", "ok"): 1},
     probe_lag_s=0.0,
     interfaces={"eth0": "native"},
     flow_capacity=1024,
+    sharing=SharingSnapshot(
+        enabled=True,
+        datagrams={"accepted": 1},
+        results={"added": 1},
+        peers=(PeerSnapshot("00ff", "10.0.0.8", 0.5),),
+    ),
 )
 
 
@@ -124,3 +143,10 @@ def test_unit_waits_less_than_the_routes_hold() -> None:
     assert rhi is not None
     assert float(unit["RestartSec"]) < rhi.hold_s / 2
     assert unit["KillMode"] == "process"  # or systemd would end ExaBGP with the director
+
+
+def test_outcomes_and_results_of_flow_sharing_are_documented() -> None:
+    document = read("docs/flow-sync.md")
+    assert [name for name, _ in rows(document, "Who is believed")] == [str(outcome) for outcome in Outcome]
+    results = [result.name.lower() for result in abi.LearnResult if result is not abi.LearnResult.STRAY]
+    assert [name for name, _ in rows(document, "What is taken")] == results

@@ -110,6 +110,55 @@ def test_what_finds_no_place_is_counted() -> None:
     assert flows.carry_over(old, new) == 9 - abi.FLOW_WAYS
 
 
+# Entries of another table, merged
+
+
+def merge(table: Table, entries: dict[int, int], now: int = 10) -> tuple[int, int]:
+    hashes, values = (
+        np.array(list(entries), dtype=np.uint64),
+        np.array(list(entries.values()), dtype=np.uint64),
+    )
+    return flows.merge(table, hashes, values, TIMEOUTS, now)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "taken"), [(7, 8, True), (7, 7, True), (8, 7, False)])
+def test_merged_entry_holds_unless_ours_is_newer(ours: int, theirs: int, taken: bool) -> None:
+    table = empty(4)
+    put(table, 1, 2, 0x501, before := value_of(1, 1, tick=ours))
+    assert merge(table, {0x501: (after := value_of(1, 2, tick=theirs))}) == (0, 0)
+    assert find(table, 0x501) == (after if taken else before)
+    assert np.count_nonzero(table["value"]) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 150), st.integers(0, 2**32))
+def test_merging_into_an_empty_table_is_carrying_over(count: int, seed: int) -> None:
+    old, new, other = empty(64), empty(128), empty(128)
+    done = recorded(old, count, seed)
+    in_order = {int(tag ^ value): int(value) for tag, value in old[old["value"] != 0].tolist()}
+    assert merge(new, in_order)[0] == len(done)
+    found = {flow_hash: find(new, flow_hash) for flow_hash in done}
+    assert all(value in (None, done[flow_hash]) for flow_hash, value in found.items())
+    # Where both sets are full one comes for another.
+    assert sum(value is None for value in found.values()) == flows.carry_over(old, other)
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "room"),
+    [(4, 100, False), (4, 3601, True), (1, 0, True), (5, 301, True), (5, 300, False)],
+)
+def test_merged_flow_displaces_what_a_packet_would(state: int, age: int, room: bool) -> None:
+    """In full sets the expired and the unproven go, others don't."""
+    table = empty(1)
+    for way in range(abi.FLOW_WAYS):
+        put(table, 0, way, 100 + way, value_of(1, way, state=4, tick=5000))
+    put(table, 0, 2, 102, value_of(1, 2, state=state, tick=5000 - age))
+    assert merge(table, {7: value_of(1, 7, state=4, tick=5000)}, now=5000) == (1, 0 if room else 1)
+    assert (find(table, 7) is not None) is room
+    assert (find(table, 102) is None) is room
+    assert all(find(table, 100 + way) is not None for way in (0, 1, 3))
+
+
 # What is live
 
 

@@ -15,12 +15,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from vc5py.errors import Vc5Error
-from vc5py.model import AdminState, VirtualServiceId
+from vc5py.model import AdminState, VipState, VirtualServiceId
 from vc5py.snapshot import (
+    NeighborSnapshot,
     OverrideSnapshot,
+    PeerSnapshot,
     RealSnapshot,
     ReloadSnapshot,
     ServiceSnapshot,
+    SharingSnapshot,
     Snapshot,
     VerdictSnapshot,
 )
@@ -53,6 +56,26 @@ SNAPSHOT = Snapshot(
     ),
     vips={VIP: True, VIP2: False},
     sessions={IPv4Address("10.0.0.254"): True, IPv4Address("10.0.0.253"): False},
+    neighbors=(NeighborSnapshot(IPv4Address("10.0.0.254"), 65000, "established", 1700.5, 2),),
+    vip_overrides={VIP: VipState.WITHDRAWN},
+    sharing=SharingSnapshot(
+        enabled=True,
+        running=True,
+        restarts=1,
+        datagrams={"accepted": 10, "forged": 11},
+        datagrams_sent=12,
+        bytes_sent=13,
+        send_errors=14,
+        sent=15,
+        received=16,
+        results={"added": 17},
+        missed=18,
+        lost=19,
+        ambiguous=20,
+        copied=True,
+        cpu_s=2.5,
+        peers=(PeerSnapshot("00ff", "10.0.0.8", 0.5),),
+    ),
     verdicts=(VerdictSnapshot("not_vip", "pass", 9),),
     probes={("http", "ok"): 7, ("tcp", "refused"): 8},
     probe_lag_s=0.25,
@@ -62,6 +85,8 @@ SNAPSHOT = Snapshot(
     overrides=(OverrideSnapshot(VIP, None, None, 7),),
 )
 EXPECTED = """
+vc5_bgp_routes{peer="10.0.0.254"} 2
+vc5_bgp_session_since_timestamp_seconds{peer="10.0.0.254"} 1700.5
 vc5_bgp_session_up{peer="10.0.0.253"} 0
 vc5_bgp_session_up{peer="10.0.0.254"} 1
 vc5_config_last_reload_success_timestamp_seconds{} 1600.25
@@ -104,7 +129,25 @@ vc5_service_sorry{service="WEB",vip="192.0.2.1"} 1
 vc5_service_sorry{service="dns",vip="192.0.2.2"} 0
 vc5_service_up{service="WEB",vip="192.0.2.1"} 1
 vc5_service_up{service="dns",vip="192.0.2.2"} 0
+vc5_sync_ambiguous_backends{} 20
+vc5_sync_copied{} 1
+vc5_sync_cpu_seconds_total{} 2.5
+vc5_sync_datagrams_total{outcome="accepted"} 10
+vc5_sync_datagrams_total{outcome="forged"} 11
+vc5_sync_enabled{} 1
+vc5_sync_flows_total{result="added"} 17
+vc5_sync_lost_datagrams_total{} 19
+vc5_sync_missed_flows_total{} 18
+vc5_sync_peer_age_seconds{address="10.0.0.8",peer="00ff"} 0.5
+vc5_sync_received_flows_total{} 16
+vc5_sync_restarts_total{} 1
+vc5_sync_running{} 1
+vc5_sync_send_errors_total{} 14
+vc5_sync_sent_bytes_total{} 13
+vc5_sync_sent_datagrams_total{} 12
+vc5_sync_sent_flows_total{} 15
 vc5_verdicts_total{action="pass",verdict="not_vip"} 9
+vc5_vip_overrides{} 1
 vc5_vip_up{vip="192.0.2.1"} 1
 vc5_vip_up{vip="192.0.2.2"} 0
 """
@@ -132,16 +175,25 @@ def test_every_family_has_help_and_the_type_of_its_name() -> None:
     text = metrics.render(SNAPSHOT).decode()
     for family in families:
         assert family.documentation
-        counters = {sample.name.endswith("_total") for sample in family.samples}
-        assert counters == {family.type == "counter"}
+        assert all(sample.name.endswith("_total") == (family.type == "counter") for sample in family.samples)
     assert "_created" not in text
 
 
 def test_balancer_that_has_nothing_yet_can_be_scraped() -> None:
     nothing = replace(
-        SNAPSHOT, services=(), vips={}, sessions={}, verdicts=(), probes={}, interfaces={}, overrides=()
+        SNAPSHOT,
+        services=(),
+        vips={},
+        sessions={},
+        verdicts=(),
+        probes={},
+        interfaces={},
+        overrides=(),
+        neighbors=(),
+        vip_overrides={},
+        sharing=SharingSnapshot(),
     )
-    assert len(list(samples(metrics.render(nothing).decode()))) == 6
+    assert len(list(samples(metrics.render(nothing).decode()))) == 8
 
 
 def test_names_and_units_are_as_prometheus_wants_them() -> None:

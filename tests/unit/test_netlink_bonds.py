@@ -38,7 +38,12 @@ from vc5py.model import (
     Vlan,
 )
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+@pytest.fixture(autouse=True)
+def root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("these tests make network namespaces: run them as root", pytrace=False)
+
 
 VIP, REAL, CLIENT = IPv4Address("192.0.2.1"), IPv4Address("10.9.0.2"), IPv4Address("198.51.100.7")
 REAL_MAC = "02:00:00:00:09:02"

@@ -26,7 +26,12 @@ from vc5py.errors import DataplaneError
 
 __all__ = ["bpf_dir", "in_network"]
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+@pytest.fixture(autouse=True)
+def root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("these tests make network namespaces: run them as root", pytrace=False)
+
 
 JUMBO = 9000
 

@@ -19,7 +19,7 @@ import logging
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from vc5py import checks
@@ -33,9 +33,11 @@ MAX_SPLAY_S = 1.0
 FASTEST_S = 0.1
 HURRY_FACTOR = 4
 LAGS = 2048
+PIECE = 1000
 SLOW_SHARE = 0.5
 """A probe that takes more of its timeout than this is slow, and the target's next one queues accordingly."""
 
+_Key = tuple[BackendId, Check]
 Prober = Callable[[IPAddress, Check, int, IPAddress | None], Awaitable[ProbeResult]]
 
 
@@ -89,6 +91,14 @@ def next_due_s(due_s: float, interval_s: float, now_s: float) -> float:
     return due_s + beats * interval_s
 
 
+async def _in_turns(keys: Iterable[_Key]) -> AsyncIterator[_Key]:
+    """All of them as they are now, with turns for others in between."""
+    for position, key in enumerate(list(keys), 1):
+        yield key
+        if position % PIECE == 0:
+            await asyncio.sleep(0)
+
+
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
@@ -131,10 +141,22 @@ class Scheduler:
         for key in self._targets.keys() - wanted.keys():
             self._drop(self._targets.pop(key))
         for key in wanted:
-            if key not in self._targets:
-                target = self._targets[key] = _target(*key)
-                if self._tasks is not None:
-                    self._splay(target)
+            self._add(key)
+        self._drop_stale()
+        self._arm()
+
+    async def shift_targets(self, targets: Iterable[tuple[BackendId, Check]]) -> None:
+        """As `set_targets`, with turns for others in between: for a hundred thousand of them."""
+        rest = iter(targets)
+        wanted: dict[tuple[BackendId, Check], None] = {}
+        while piece := list(itertools.islice(rest, PIECE)):
+            wanted.update(dict.fromkeys(piece))
+            await asyncio.sleep(0)
+        for key in [key async for key in _in_turns(self._targets) if key not in wanted]:
+            self._drop(self._targets.pop(key))
+        async for key in _in_turns(wanted):
+            self._add(key)
+            self._arm()
         self._drop_stale()
         self._arm()
 
@@ -169,6 +191,12 @@ class Scheduler:
                 self._tasks = None
                 if self._timer is not None:
                     self._timer.cancel()
+
+    def _add(self, key: tuple[BackendId, Check]) -> None:
+        if key not in self._targets:
+            target = self._targets[key] = _target(*key)
+            if self._tasks is not None:
+                self._splay(target)
 
     @staticmethod
     def _drop(target: _Target) -> None:

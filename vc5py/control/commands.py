@@ -1,5 +1,5 @@
-"""`vc5py drain`, `disable`, `enable`, `weight`, `reset`, `reload`, `status`: words into requests, answers
-into lines and an exit status.
+"""`vc5py drain`, `disable`, `enable`, `weight`, `reset`, `vip`, `reload`, `status`: words into requests,
+answers into lines and an exit status.
 
 Exit status: 0 done, 1 failed or nobody there to ask, 2 wrong usage, unknown names or a bad configuration.
 """
@@ -25,6 +25,7 @@ _STATES = {
     "disable": ("disabled", "give a real no packets; its flows go to others"),
     "enable": ("enabled", "let a real serve again"),
 }
+_VIP_STATES = {"announce": "announced", "withdraw": "withdrawn", "default": None}
 _USAGE = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
@@ -37,6 +38,10 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "weight", type=_weight, metavar="N|default", help=f"0 to {MAX_WEIGHT}; default: as configured"
     )
     _add_target(commands.add_parser("reset", help="state and weight of a real as configured again"))
+    vip = commands.add_parser("vip", help="announce a VIP by BGP, withdraw it, or leave it to health")
+    vip.add_argument("action", choices=tuple(_VIP_STATES), help="default: as the health of its services says")
+    vip.add_argument("vip", type=_address, metavar="VIP", help="its address")
+    _add_state_dir(vip)
     _add_state_dir(commands.add_parser("reload", help="put the configuration file into force"))
     status = commands.add_parser("status", help="show services, reals and VIPs of the running balancer")
     _add_state_dir(status)
@@ -87,6 +92,18 @@ def reset(args: argparse.Namespace) -> int:
     return _command(args, "/v1/reset", {})
 
 
+def set_vip(args: argparse.Namespace) -> int:
+    body = {"vip": str(args.vip), "state": _VIP_STATES[args.action]}
+    answer = client.ask(args.state_dir, "POST", "/v1/vip", body)
+    if not answer.good:
+        return _failed(answer)
+    announced = answer.document["announced"]
+    unable = args.action == "announce" and not announced
+    why = ": no service on it can serve now, or the start's learning isn't over" if unable else ""
+    print(f"VIP {args.vip}: {'announced' if announced else 'not announced'}{why}")
+    return _saved(answer)
+
+
 def _command(args: argparse.Namespace, path: str, what: Mapping[str, object]) -> int:
     target = {"real": str(args.real), "service": args.service}
     answer = client.ask(args.state_dir, "POST", path, {**target, **what})
@@ -95,6 +112,10 @@ def _command(args: argparse.Namespace, path: str, what: Mapping[str, object]) ->
     for line in answer.document["effective"]:
         admin, weight = line["admin"], line["weight"]
         print(f"{args.real} in {line['service']}@{line['vip']}: {admin}, weight {weight}")
+    return _saved(answer)
+
+
+def _saved(answer: Answer) -> int:
     if answer.document["unsaved"]:
         print(f"vc5py: done, but lost at the next start: {answer.document['unsaved']}", file=sys.stderr)
         return 1
@@ -140,6 +161,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     **dict.fromkeys(_STATES, set_state),
     "weight": set_weight,
     "reset": reset,
+    "vip": set_vip,
     "reload": reload,
     "status": status,
 }

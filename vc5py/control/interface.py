@@ -10,7 +10,7 @@ from typing import Protocol
 
 from vc5py.core.diff import Change
 from vc5py.errors import Diagnostic, Vc5Error
-from vc5py.model import AdminState, IPAddress, VirtualServiceId
+from vc5py.model import AdminState, IPAddress, VipState, VirtualServiceId
 from vc5py.snapshot import Snapshot
 
 
@@ -41,6 +41,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class VipOutcome:
+    """Of a command on a VIP. `announced`: whether it is to be now."""
+
+    vip: IPAddress
+    state: VipState | None
+    announced: bool
+    unsaved: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadReport:
     """What a reload has changed, what was found unwise, and what is worth knowing besides."""
 
@@ -60,6 +70,9 @@ class Controllable(Protocol):
 
     async def reset(self, real: IPAddress, service: str | None) -> Outcome:
         """State and weight as in the configuration again."""
+
+    async def set_vip(self, vip: IPAddress, state: VipState | None) -> VipOutcome:
+        """None: as the health of its services says. Raises UnknownTargetError."""
 
     async def reload(self) -> ReloadReport:
         """Raises ConfigError with every finding, ReloadRefusedError."""

@@ -5,6 +5,7 @@
     POST /v1/state      {"real": ADDRESS, "service": NAME or null, "state": "enabled"|"draining"|"disabled"}
     POST /v1/weight     {"real": ADDRESS, "service": NAME or null, "weight": NUMBER, or null as configured}
     POST /v1/reset      {"real": ADDRESS, "service": NAME or null}
+    POST /v1/vip        {"vip": ADDRESS, "state": "announced"|"withdrawn", or null by health}
     POST /v1/reload
 
 Errors are {"error": TEXT}, those of a configuration with "findings" besides. Must not know: how anything is
@@ -40,7 +41,7 @@ from vc5py.control.interface import (
 )
 from vc5py.core.admin import MAX_WEIGHT
 from vc5py.errors import ConfigError, Diagnostic, Vc5Error
-from vc5py.model import AdminState
+from vc5py.model import AdminState, VipState
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,13 @@ class _StateRequest(_Target):
 
 class _WeightRequest(_Target):
     weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)] | None
+
+
+class _VipRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    vip: IPv4Address | IPv6Address
+    state: VipState | None
 
 
 class BadRequestError(Vc5Error):
@@ -98,6 +106,19 @@ class _Handlers:
     async def reset(self, request: web.Request) -> web.StreamResponse:
         asked = await _body(request, TypeAdapter(_Target))
         return _outcome(await self._balancer.reset(asked.real, asked.service))
+
+    async def vip(self, request: web.Request) -> web.StreamResponse:
+        asked = await _body(request, TypeAdapter(_VipRequest))
+        outcome = await self._balancer.set_vip(asked.vip, asked.state)
+        state = None if outcome.state is None else str(outcome.state)
+        return web.json_response(
+            {
+                "vip": str(outcome.vip),
+                "state": state,
+                "announced": outcome.announced,
+                "unsaved": outcome.unsaved,
+            }
+        )
 
     async def reload(self, _request: web.Request) -> web.StreamResponse:
         return _reloaded(await self._balancer.reload())
@@ -176,6 +197,7 @@ def _application(balancer: Controllable) -> web.Application:
     application.router.add_post("/v1/state", handlers.state)
     application.router.add_post("/v1/weight", handlers.weight)
     application.router.add_post("/v1/reset", handlers.reset)
+    application.router.add_post("/v1/vip", handlers.vip)
     application.router.add_post("/v1/reload", handlers.reload)
     return application
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from vc5py.snapshot import OverrideSnapshot, RealSnapshot, ServiceSnapshot, Snapshot
+from vc5py.snapshot import (
+    BfdSessionSnapshot,
+    NeighborSnapshot,
+    OverrideSnapshot,
+    RealSnapshot,
+    ServiceSnapshot,
+    Snapshot,
+)
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -20,11 +27,42 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
             "loaded_at": snapshot.reload.loaded_at,
             "last_reload_successful": snapshot.reload.successful,
         },
+        "start": {
+            "kind": snapshot.start.kind,
+            "text": snapshot.start.text,
+            "flows": snapshot.start.flows,
+            "without_backend": snapshot.start.without_backend,
+            "without_room": snapshot.start.without_room,
+        },
         "interfaces": dict(snapshot.interfaces),
         "bgp": {str(peer): established for peer, established in snapshot.sessions.items()},
+        "neighbors": [_neighbor(neighbor) for neighbor in snapshot.neighbors],
+        "bfd": [_bfd(session) for session in snapshot.bfd.sessions],
         "vips": {str(vip): announced for vip, announced in snapshot.vips.items()},
         "services": [_service(service) for service in snapshot.services],
         "overrides": [_override(override) for override in snapshot.overrides],
+        "vip_overrides": {str(vip): str(state) for vip, state in snapshot.vip_overrides.items()},
+    }
+
+
+def _neighbor(neighbor: NeighborSnapshot) -> dict[str, Any]:
+    return {
+        "address": str(neighbor.address),
+        "as": neighbor.as_number,
+        "state": neighbor.state,
+        "since": neighbor.since,
+        "routes": neighbor.routes,
+        "why": neighbor.why,
+    }
+
+
+def _bfd(session: BfdSessionSnapshot) -> dict[str, Any]:
+    return {
+        "address": str(session.neighbor),
+        "state": session.state,
+        "reachable": session.reachable,
+        "since": session.since,
+        "transitions": session.transitions,
     }
 
 

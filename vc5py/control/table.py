@@ -38,6 +38,10 @@ def lines(status: Document) -> Iterator[str]:
         for service in there:
             yield f"  {_service(service)}"
             yield from (f"    {line}" for line in _aligned(_reals(service, status["at"])))
+    if status["vip_overrides"]:
+        yield ""
+        yield "Set by command (vc5py vip default undoes it):"
+        yield from (f"  {vip}: {state}" for vip, state in status["vip_overrides"].items())
     if status["overrides"]:
         yield ""
         yield "Set by command (vc5py reset undoes it):"
@@ -52,9 +56,19 @@ def _node(status: Document) -> Iterator[str]:
         yield "The last reload failed: this configuration is still in force. The log says why."
     interfaces = ", ".join(f"{name} {mode}" for name, mode in status["interfaces"].items())
     yield f"XDP {interfaces or 'nowhere'}"
-    if status["bgp"]:
-        peers = (f"{peer} {'established' if up else 'down'}" for peer, up in status["bgp"].items())
-        yield f"BGP {', '.join(peers)}"
+    if status["start"]["text"]:
+        yield f"Start: {status['start']['text']}"
+    for neighbor in status["neighbors"]:
+        since = duration(status["at"] - neighbor["since"])
+        why = f": {neighbor['why']}" if neighbor["why"] else ""
+        yield (
+            f"BGP {neighbor['address']} AS {neighbor['as']} {neighbor['state']} for {since},"
+            f" {neighbor['routes']} routes{why}"
+        )
+    for session in status["bfd"]:
+        since = duration(status["at"] - session["since"])
+        lost = "" if session["reachable"] else ": unreachable, told no routes"
+        yield f"BFD {session['address']} {session['state']} for {since}{lost}"
 
 
 def _service(service: Document) -> str:

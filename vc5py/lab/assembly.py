@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 
 from .errors import LabError, NotObservedError
-from .layout import ALL_REALS, BALANCERS, CLIENT, PORTS, REALS, Host, Layout
+from .layout import ALL_REALS, CLIENT, PORTS, REALS, Host, Layout
 from .network import Network
 from .nodes import Program, balancer_program, bird_program, make_web_files, nginx_program, require_programs
 from .observe import http_body
@@ -71,7 +71,7 @@ class Lab:
             self.wait_for(f"{real.name} answers the client", partial(self.serves, real))
 
     def start_balancers(self) -> None:
-        for balancer in BALANCERS:
+        for balancer in self.layout.balancers:
             self._start(balancer_program(self.layout, balancer))
 
     def sweep(self) -> None:

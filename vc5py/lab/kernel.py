@@ -112,7 +112,7 @@ def pin_programs(directory: Path, macros: dict[str, int]) -> None:
 
     module = compiler.compile_file(Path(__file__).with_name("real.c"), macros)
     _pin_and_close(module.load("lab_decapsulate", compiler.ProgramType.XDP), directory / "lab_decapsulate")
-    for name in ("lab_untag_only", "lab_untag", "lab_tag"):
+    for name in ("lab_untag_only", "lab_untag", "lab_tag", "lab_untag_both_only", "lab_tag_both"):
         _pin_and_close(module.load(name, compiler.ProgramType.TC), directory / name)
 
 

@@ -6,6 +6,8 @@ Must not know: how any of it is built or started. Pure values; nothing here touc
                    |
                  real4
 
+A third balancer, lb3, is there only where a layout asks for it.
+
 Everything speaks IPv4 and IPv6, but for real5 and the BGP sessions, which are IPv4.
 
 Invariant: everything the lab leaves on a machine carries the lab's name, so that all of it can be found
@@ -27,8 +29,20 @@ TAGGED_VIP = IPv4Address("192.168.101.3")
 ALL_VIPS: tuple[IPAddress, ...] = (VIP, VIP6, *FAR_VIPS, TAGGED_VIP)
 VIP_RANGE = "192.168.101.0/24"
 VIP6_RANGE = "fd00:101::/64"
+DSCP_VIP = IPv4Address("192.168.101.0")  # with the DSCP added to it, the VIP that real4 takes it for
+DSCP_VIP6 = IPv6Address("fd00:101::")
 VLAN = 10
+OUTER_VLAN = 100
 GUE_PORT = 6080
+FOU_PORT = 5555
+PROGRAM_MACROS = {
+    "GUE_PORT": GUE_PORT,
+    "FOU_PORT": FOU_PORT,
+    "VLAN": VLAN,
+    "OUTER_VLAN": OUTER_VLAN,
+    "DSCP_VIP": int(DSCP_VIP),
+    "DSCP_VIP6": int(DSCP_VIP6) >> 96,
+}
 PORTS = (80, 443)
 AS_NUMBER = 65000
 METRICS_PORT = 9955
@@ -87,6 +101,7 @@ CLIENT = Host(
     ROUTER_CLIENTS6.ip,
 )
 BALANCERS = (_lan_host("lb1", "10.10.100.200"), _lan_host("lb2", "10.10.100.201"))
+THREE_BALANCERS = (*BALANCERS, _lan_host("lb3", "10.10.100.202"))
 REALS = (
     _lan_host("real1", "10.10.100.10"),
     _lan_host("real2", "10.10.100.11"),
@@ -106,9 +121,13 @@ NODES = (CLIENT.name, ROUTER, SWITCH, *(host.name for host in (*BALANCERS, *ALL_
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where one lab lives. Labs of different names can stand side by side."""
+    """Where one lab lives. Labs of different names can stand side by side. `bfd`: the router speaks BFD with
+    balancers that do.
+    """
 
     name: str = "vc5"
+    balancers: tuple[Host, ...] = BALANCERS
+    bfd: bool = False
 
     @property
     def directory(self) -> Path:
@@ -121,7 +140,14 @@ class Layout:
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        return tuple(map(self.namespace, NODES))
+        more = (host.name for host in self.balancers if host not in BALANCERS)
+        return tuple(map(self.namespace, (*NODES, *more)))
+
+    @property
+    def possible_namespaces(self) -> tuple[str, ...]:
+        """Those that a lab of this name can have, with whichever balancers it was put up."""
+        more = (host.name for host in THREE_BALANCERS if host not in BALANCERS)
+        return tuple(map(self.namespace, (*NODES, *more)))
 
     def namespace(self, node: str) -> str:
         return f"{self.name}-{node}"

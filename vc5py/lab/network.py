@@ -27,11 +27,10 @@ from .kernel import (
 )
 from .layout import (
     ALL_REALS,
-    BALANCERS,
     CLIENT,
     FAR_REAL,
     FAR_VIPS,
-    GUE_PORT,
+    PROGRAM_MACROS,
     REALS,
     ROUTER,
     ROUTER_CLIENTS,
@@ -45,9 +44,9 @@ from .layout import (
     TAGGED_NETWORK,
     TAGGED_REAL,
     TAGGED_VIP,
+    THREE_BALANCERS,
     VIP,
     VIP6,
-    VLAN,
     Host,
     IPAddress,
     Layout,
@@ -121,7 +120,7 @@ def address_plan(interface: str, *addresses: IPv4Interface | IPv6Interface | Non
 def host_plan(host: Host) -> list[str]:
     plan = address_plan("eth0", host.interface, host.interface6)
     plan += [f"route replace default via {gateway}" for gateway in (host.gateway, host.gateway6) if gateway]
-    if host in BALANCERS:
+    if host in THREE_BALANCERS:
         # Nobody here has a VLAN device to ask for the MAC address by: it is told.
         plan.append(f"route add {TAGGED_NETWORK} dev eth0")
         plan.append(static_neighbour("eth0", TAGGED_REAL.address, TAGGED_REAL.mac))
@@ -153,14 +152,14 @@ class Network:
             layout.directory.mkdir(mode=0o755)
             self._mount_bpffs(SWITCH)
             pin_pass_program(self._pass_program)
-            pin_programs(self._programs, {"GUE_PORT": GUE_PORT, "VLAN": VLAN})
+            pin_programs(self._programs, PROGRAM_MACROS)
             _batch(None, (f"netns add {namespace}" for namespace in layout.namespaces))
             self._set_sysctls()
             for namespace in layout.namespaces:
                 _batch(namespace, ["link set lo up"])
             _batch(layout.namespace(SWITCH), switch_plan())
             self._add_router_and_client()
-            for host in (*BALANCERS, *REALS, TAGGED_REAL):
+            for host in (*layout.balancers, *REALS, TAGGED_REAL):
                 self.connect(host)
             self._add_far_real()
             self._put_in_vlan()
@@ -173,7 +172,7 @@ class Network:
         """Plugs a host of the L2 segment in, with a new interface and an empty BPF file system."""
         namespace = self.layout.namespace(host.name)
         plan = port_plan(host.name, namespace, "eth0", host.mac)
-        if host in BALANCERS:
+        if host in THREE_BALANCERS:
             self._mount_bpffs(host.name)
             # XDP_TX on one end of a veth arrives at the other only where that has an XDP program, too.
             plan.append(f"link set {host.name} xdpdrv pinned {self._pass_program}")
@@ -209,7 +208,8 @@ class Network:
 
     def sweep(self) -> None:
         """Removes processes, mounts, namespaces and files of this lab, whatever there is of them."""
-        namespaces = [name for name in self.layout.namespaces if (NETNS_DIRECTORY / name).exists()]
+        possible = self.layout.possible_namespaces
+        namespaces = [name for name in possible if (NETNS_DIRECTORY / name).exists()]
         self.kill(*(name.removeprefix(f"{self.layout.name}-") for name in namespaces))
         _unmount_below(self.layout.directory)
         for namespace in namespaces:
@@ -257,17 +257,23 @@ class Network:
         decapsulate = f"link set eth0 xdpdrv pinned {self._programs / 'lab_decapsulate'}"
         _batch(real, [decapsulate, *host_plan(FAR_REAL)])
 
+    def tag(self, *, twice: bool) -> None:
+        """From now on real5 sends and takes nothing but tagged frames, or frames with two tags."""
+        real, both = self.layout.namespace(TAGGED_REAL.name), "_both" if twice else ""
+        self._filter(real, "eth0", "ingress", f"lab_untag{both}_only")
+        self._filter(real, "eth0", "egress", f"lab_tag{both}")
+
     def _put_in_vlan(self) -> None:
-        """real5 sends and takes nothing but tagged frames, and the router is its gateway in the VLAN."""
+        """real5 is in the VLAN, and the router is its gateway there."""
         router, real = self.layout.namespace(ROUTER), self.layout.namespace(TAGGED_REAL.name)
-        self._filter(real, "eth0", "ingress", "lab_untag_only")
-        self._filter(real, "eth0", "egress", "lab_tag")
+        self.tag(twice=False)
         self._filter(router, "lan", "ingress", "lab_untag")
         _batch(router, [f"addr add {ROUTER_TAGGED} dev lan"])
         _batch(real, [static_neighbour("eth0", ROUTER_TAGGED.ip, ROUTER_MAC)])
 
     def _filter(self, namespace: str, interface: str, direction: str, program: str) -> None:
         run("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "clsact")
+        run("tc", "-n", namespace, "filter", "del", "dev", interface, direction)
         pinned = ("bpf", "direct-action", "object-pinned", str(self._programs / program))
         run("tc", "-n", namespace, "filter", "add", "dev", interface, direction, *pinned)
 

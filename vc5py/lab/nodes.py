@@ -46,6 +46,7 @@ from .layout import (
 from .network import run
 
 FAR_MODES = {4: "gue", 6: "ipip"}  # how real4 is reached, by the version of its address
+WEB_NAME = "www.lab"  # in the reals' certificate
 HOLD_TIME_S = 4  # BGP; how long BIRD goes on using a balancer that died without a word
 
 _PROGRAMS = {
@@ -117,20 +118,21 @@ class Program:
 def bird_program(layout: Layout) -> Program:
     directory = layout.node_directory(ROUTER)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "bird.conf").write_text(bird_configuration())
+    (directory / "bird.conf").write_text(bird_configuration(layout.balancers, bfd=layout.bfd))
     command = ["bird", "-f", "-c", f"{directory}/bird.conf", "-s", f"{directory}/bird.ctl"]
     return Program(layout, ROUTER, [*command, "-P", f"{directory}/bird.pid"])
 
 
-def bird_configuration() -> str:
+def bird_configuration(balancers: tuple[Host, ...] = BALANCERS, *, bfd: bool = False) -> str:
     sessions = "\n".join(
         f"protocol bgp {lb.name} from balancer {{ neighbor {lb.address} as {AS_NUMBER}; }}"
-        for lb in BALANCERS
+        for lb in balancers
     )
     return f"""\
 log stderr all;
 router id {ROUTER_LAN.ip};
 protocol device {{ scan time 1; }}
+{'protocol bfd { interface "lan" { interval 100 ms; multiplier 3; }; }' if bfd else ""}
 protocol kernel {{
   merge paths on;  # one route with all next hops: ECMP
   ipv4 {{ import none; export where source = RTS_BGP; }};
@@ -143,6 +145,7 @@ template bgp balancer {{
   local {ROUTER_LAN.ip} as {AS_NUMBER};
   direct;
   hold time {HOLD_TIME_S};
+  {"bfd on;" if bfd else ""}
   connect delay time 1;
   connect retry time 1;
   error wait time 1, 2;
@@ -167,6 +170,7 @@ def make_web_files(layout: Layout) -> None:
     kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
     run(
         *("openssl", "req", "-x509", *kind, "-days", "30", "-subj", f"/CN={VIP}"),
+        *("-addext", f"subjectAltName=DNS:{WEB_NAME}"),
         *("-keyout", key, "-out", certificate),
     )
     with (layout.directory / "big").open("wb") as big:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from vc5py.model import AdminState
 from vc5py.snapshot import RealSnapshot, ServiceSnapshot, Snapshot
+from vc5py.web import sharing
 
 _SERVICE_METRICS: tuple[tuple[str, str, Callable[[ServiceSnapshot], float]], ...] = (
     ("vc5_service_up", "1 while enough reals of the service are healthy", lambda s: s.healthy),
@@ -79,6 +80,7 @@ class _SnapshotCollector(Collector):
         yield from _config(self._snapshot)
         yield from _services(self._snapshot)
         yield from _probes(self._snapshot)
+        yield from sharing.metrics(self._snapshot.sharing)
 
 
 def _node(snapshot: Snapshot) -> Iterable[Metric]:
@@ -103,9 +105,66 @@ def _node(snapshot: Snapshot) -> Iterable[Metric]:
     for peer, up in snapshot.sessions.items():
         sessions.add_metric([str(peer)], up)
     yield sessions
+    yield from _neighbors(snapshot)
+    yield from _bfd(snapshot)
     capacity = GaugeMetricFamily("vc5_flow_table_entries", "Entries that the flow table has room for")
     capacity.add_metric([], snapshot.flow_capacity)
     yield capacity
+
+
+def _bfd(snapshot: Snapshot) -> Iterable[Metric]:
+    up = GaugeMetricFamily("vc5_bfd_session_up", "1 while the BFD session is up", labels=["peer"])
+    reachable = GaugeMetricFamily(
+        "vc5_bfd_peer_reachable", "0 where the BFD session was up and found the path broken", labels=["peer"]
+    )
+    changes = CounterMetricFamily(
+        "vc5_bfd_transitions", "Changes of the state of the BFD session", labels=["peer"]
+    )
+    for session in snapshot.bfd.sessions:
+        peer = [str(session.neighbor)]
+        up.add_metric(peer, session.state == "up")
+        reachable.add_metric(peer, session.reachable)
+        changes.add_metric(peer, session.transitions)
+    yield from (up, reachable, changes)
+    rejected = CounterMetricFamily(
+        "vc5_bfd_rejected_packets", "BFD packets thrown away, by reason", labels=["reason"]
+    )
+    for reason, count in snapshot.bfd.rejected.items():
+        rejected.add_metric([reason], count)
+    yield rejected
+    if snapshot.bfd.sessions:
+        yield from _bfd_process(snapshot)
+
+
+def _bfd_process(snapshot: Snapshot) -> Iterable[Metric]:
+    lag = GaugeMetricFamily(
+        "vc5_bfd_lag_seconds", "How late the BFD process woke up, at the worst of the last second"
+    )
+    lag.add_metric([], snapshot.bfd.lag_s)
+    yield lag
+    real_time = GaugeMetricFamily(
+        "vc5_bfd_real_time", "1 where the BFD process runs, and with real-time priority"
+    )
+    real_time.add_metric([], snapshot.bfd.scheduling == "fifo")
+    yield real_time
+
+
+def _neighbors(snapshot: Snapshot) -> Iterable[Metric]:
+    labels = ["peer"]
+    routes = GaugeMetricFamily("vc5_bgp_routes", "VIPs that a BGP neighbor is told of", labels=labels)
+    since = GaugeMetricFamily(
+        "vc5_bgp_session_since_timestamp_seconds",
+        "When the BGP session came up, or where it is not up, when it went down",
+        labels=labels,
+    )
+    for neighbor in snapshot.neighbors:
+        routes.add_metric([str(neighbor.address)], neighbor.routes)
+        since.add_metric([str(neighbor.address)], neighbor.since)
+    yield routes
+    yield since
+    withdrawn = GaugeMetricFamily("vc5_vip_overrides", "VIPs announced or withdrawn by command")
+    withdrawn.add_metric([], len(snapshot.vip_overrides))
+    yield withdrawn
 
 
 def _config(snapshot: Snapshot) -> Iterable[Metric]:

@@ -1,0 +1,89 @@
+"""A balancer that hears nobody any more learns anew before it announces: flows began elsewhere meanwhile."""
+
+from __future__ import annotations
+
+from tests.unit.directing import TCP, VIP1, bad, feed, good, service, start
+from vc5py.core import director
+from vc5py.core.director import CutOff, Tick, Transition
+from vc5py.core.flowsync import Datagram, Kind, heard_body
+from vc5py.core.peering import COPY_RETRY_S, SILENCE_S, AskForCopy, Hello, Peering
+from vc5py.model import BackendId, Config
+
+LEARN_S = 5.0
+
+
+def up(*_: BackendId) -> bool:
+    return True
+
+
+def announced(state: director.State) -> bool:
+    return VIP1 in state.desired.announce
+
+
+def test_being_cut_off_withdraws_until_learnt_anew() -> None:
+    state = director.start(Config((service(),), LEARN_S), up, 0.0)
+    assert announced(state)
+    for now in (10.0, 11.0, 12.0):
+        state, actions = feed(state, CutOff(), now=now)
+        assert not announced(state)
+        said = [action for action in actions if isinstance(action, Transition)]
+        assert [one.why for one in said] == ["cut off: listens to the other balancers first"] * (now == 10.0)
+    assert not announced(feed(state, Tick(), now=12.0 + LEARN_S - 0.1)[0])
+    assert announced(feed(state, Tick(), now=12.0 + LEARN_S)[0])
+
+
+def test_reals_that_come_back_meanwhile_do_not_shorten_it() -> None:
+    state = director.start(Config((service(reals=1, checks=(TCP,)),), LEARN_S), up, 0.0)
+    state, _ = feed(state, bad(0), bad(0), bad(0), CutOff(), now=10.0)
+    state, _ = feed(state, good(0), good(0), now=11.0)
+    assert not announced(state)
+    assert announced(feed(state, Tick(), now=10.0 + LEARN_S)[0])
+
+
+def test_without_learning_it_changes_nothing() -> None:
+    state = start(service(), up=True)
+    after, actions = feed(state, CutOff())
+    assert (after.desired, actions) == (state.desired, [])
+
+
+def test_successor_whose_routes_are_gone_learns_first() -> None:
+    config = Config((service(),), LEARN_S)
+    assert announced(director.start(config, up, 0.0, told=True))
+    state = director.start(config, up, 0.0, told=False)
+    assert not announced(state)
+    assert announced(feed(state, Tick(), now=LEARN_S)[0])
+
+
+US, THEM = (1, 100), (2, 200)
+
+
+def hello(peering: Peering, sequence: int, now: float) -> None:
+    peering.receive(Datagram(Kind.HELLO, 0, *THEM, sequence, 1, heard_body([US])), now)
+
+
+def copied() -> Peering:
+    """It has had all flows of its peer, heard last at 1.0."""
+    peering = Peering(*US, 0.0)
+    hello(peering, 1, 0.0)
+    assert AskForCopy(*THEM) in peering.tick(0.0)
+    assert peering.receive(Datagram(Kind.COPIED, 0, *THEM, 2, 0), 1.0)
+    assert peering.copied
+    return peering
+
+
+def test_copy_is_asked_for_again_after_a_silence() -> None:
+    peering = copied()
+    assert AskForCopy(*THEM) not in peering.tick(1.0 + SILENCE_S)
+    assert AskForCopy(*THEM) not in peering.tick(1.1 + SILENCE_S), "nobody is there to answer"
+    assert not peering.copied
+    hello(peering, 3, 2.0 + SILENCE_S)
+    assert AskForCopy(*THEM) in peering.tick(2.0 + SILENCE_S), "at once, not after COPY_RETRY_S"
+    assert AskForCopy(*THEM) not in peering.tick(1.9 + SILENCE_S + COPY_RETRY_S)
+
+
+def test_who_asks_names_the_other_one_first() -> None:
+    """That one may not have heard it do so yet, and does nothing for strangers."""
+    peering = Peering(*US, 0.0)
+    peering.tick(0.0)
+    hello(peering, 1, 0.01)
+    assert peering.tick(0.02) == [Hello((THEM,)), AskForCopy(*THEM)]
