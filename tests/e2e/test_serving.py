@@ -104,6 +104,7 @@ def test_sorry_real_serves_below_the_need_and_the_vip_stays(lab: Lab, editor: Ed
 @pytest.mark.parametrize("below", ["withdraw", "serve"])
 def test_below_its_need_a_service_is_withdrawn_or_serves_on(lab: Lab, editor: Editor, below: str) -> None:
     install(lab, editor, ONE, TWO, need=2, below_need=below)
+    until(lab, "healthy", True)  # with "serve" it is announced before
     wait_for_next_hops(lab, *BALANCERS, vip=OWN_VIP)
     lab.kill(TWO)
     until(lab, "healthy", False)
