@@ -91,9 +91,9 @@ class Routes:
     async def run(self) -> None:
         """Keeps the speaker of the moment running; until cancelled, which leaves the routes for `hold`."""
         while True:
-            self._changed.clear()
             while self._retired:
                 await self._retired.pop().shutdown()
+            self._changed.clear()
             await self._run_until_changed()
 
     async def _run_until_changed(self) -> None:

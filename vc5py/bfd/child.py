@@ -96,7 +96,8 @@ async def end(connection: Connection) -> None:
                 pass
     except (OSError, TimeoutError):
         kill(connection.pid)
-    connection.writer.close()
+    finally:
+        connection.writer.close()
     reap(connection.pid)
 
 

@@ -109,6 +109,7 @@ class Host:
             former.close()
 
     async def _start(self, text: str, hold_s: float) -> Link:
+        self.files.prepare()  # a speaker before this one may have removed them at its end
         self.files.write(text, hold_s)
         exabgp = child.start(self.files, self._exabgp, grammar.environment(child.user()))
         log.info("exabgp started pid=%d", exabgp.pid)
