@@ -1,0 +1,59 @@
+"""The BGP speaker of the moment: one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import cast
+
+from tests.unit.neighboring import ibgp
+from vc5py.model import IPAddress, RhiConfig
+from vc5py.rhi.speaker import Speaker
+from vc5py.routes import Routes
+
+
+@dataclass(eq=False)
+class Spoken:
+    """A speaker that says what becomes of it."""
+
+    started: int = 0
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    may_go: asyncio.Event = field(default_factory=asyncio.Event)
+    running: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def set_routes(self, vips: frozenset[IPAddress]) -> None:
+        pass
+
+    async def run(self) -> None:
+        self.started += 1
+        self.running.set()
+        await asyncio.get_running_loop().create_future()
+
+    async def shutdown(self) -> None:
+        self.leaving.set()
+        await self.may_go.wait()
+
+
+async def test_a_speaker_waits_for_the_one_before_it_and_is_started_once() -> None:
+    rhi: RhiConfig = ibgp(65000, "10.0.0.1")
+    made: list[Spoken] = []
+
+    def make(config: RhiConfig) -> Speaker:
+        made.append(Spoken())
+        return cast(Speaker, made[-1])
+
+    routes = Routes(rhi, make)
+    task = asyncio.create_task(routes.run())
+    async with asyncio.timeout(5):
+        await made[0].running.wait()
+        routes.configure(None)
+        await made[0].leaving.wait()
+        routes.configure(rhi)
+        assert made[1].started == 0
+        made[0].may_go.set()
+        await made[1].running.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert made[1].started == 1
+        task.cancel()
+        await asyncio.wait({task})
