@@ -6,7 +6,6 @@ Every start is a first one: nothing is left of an earlier test but the network, 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import time
@@ -29,7 +28,6 @@ from vc5py.lab.layout import (
     METRICS_PORT,
     PORTS,
     REALS,
-    ROUTER,
     ROUTER_LAN,
     SWITCH,
     THREE_BALANCERS,
@@ -39,7 +37,7 @@ from vc5py.lab.layout import (
 )
 from vc5py.lab.network import run
 from vc5py.lab.nodes import balancer_program
-from vc5py.lab.observe import bird_routes, metrics, next_hops, total
+from vc5py.lab.observe import metrics, next_hops, total
 from vc5py.lab.scenario import wait_for_next_hops
 
 SERVERS = (*REALS, FAR_REAL)
@@ -202,14 +200,6 @@ class Balancers:
         shown = run("ip", "netns", "exec", self.lab.layout.namespace(CLIENT.name), "cat", "/proc/net/snmp")
         names, values = (line.split() for line in shown.splitlines() if line.startswith("Ip: "))
         return int(dict(zip(names, values, strict=True))["OutRequests"])
-
-    def routes_since(self, host: Host) -> tuple[str, ...]:
-        """When BIRD learned the VIP from that balancer, and since when it has the session."""
-        control = str(self.lab.layout.node_directory(ROUTER) / "bird.ctl")
-        shown = run("birdc", "-r", "-s", control, "show", "protocols", host.name)
-        session = [line for line in shown.splitlines() if line.startswith(host.name)]
-        routes = " ".join(bird_routes(self.lab.layout))
-        return (*session, *re.findall(rf"\[{host.name} [^\]]*\]", routes))
 
 
 def _command_line(pid: int) -> bytes:

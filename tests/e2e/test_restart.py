@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from vc5py.lab.assembly import Lab
 from vc5py.lab.kernel import pin_pass_program
 from vc5py.lab.layout import BALANCERS, REALS, Host
 from vc5py.lab.network import run
-from vc5py.lab.observe import bird_routes, established, metrics, next_hops, reals_up, total
+from vc5py.lab.observe import JITTER_S, established, metrics, next_hops, reals_up, since_s, total
 from vc5py.lab.scenario import wait_for_next_hops
 from vc5py.lab.traffic import Downloads, Load
 
@@ -89,14 +88,6 @@ def main_process(lab: Lab, host: Host) -> int:
     return pid
 
 
-def session_since(lab: Lab) -> list[str]:
-    """When the route and the BGP session of the victim began, as BIRD says."""
-    control = str(lab.layout.node_directory("router") / "bird.ctl")
-    protocol = run("birdc", "-r", "-s", control, "show", "protocols", VICTIM.name)
-    routes = re.findall(rf"\[{VICTIM.name} [^\]]*\]", " ".join(bird_routes(lab.layout)))
-    return [line for line in protocol.splitlines() if line.startswith(VICTIM.name)] + routes
-
-
 def answered_since(load: Load) -> Callable[[], bool]:
     begun_s = time.monotonic()
     return lambda: sum(reply.started_s > begun_s for reply in list(load.replies)) > 60
@@ -112,7 +103,7 @@ def in_service(lab: Lab) -> bool:
 
 def test_killed_balancer_goes_on_and_its_successor_takes_over(lab: Lab) -> None:
     namespace = lab.layout.namespace(VICTIM.name)
-    before, since, old = packets(lab), session_since(lab), xdp_program(namespace)
+    before, since, old = packets(lab), since_s(lab.layout, VICTIM), xdp_program(namespace)
     assert old and len(since) == 2
     pinned = pins(lab.layout.bpffs(VICTIM.name))
     with (
@@ -136,7 +127,7 @@ def test_killed_balancer_goes_on_and_its_successor_takes_over(lab: Lab) -> None:
     assert load.failed() == []
     assert list(dict.fromkeys(programs)) == [old, xdp_program(namespace)]
     assert before < counted[0] < counted[1]
-    assert session_since(lab) == since
+    assert since_s(lab.layout, VICTIM) == pytest.approx(since, abs=JITTER_S)
     assert pins(lab.layout.bpffs(VICTIM.name)) == pinned
 
 

@@ -17,7 +17,6 @@ from tests.e2e.test_restart import (
     in_service,
     pins,
     sampled,
-    session_since,
     until,
     xdp_program,
 )
@@ -26,7 +25,7 @@ from vc5py.lab.assembly import Lab
 from vc5py.lab.layout import ALL_VIPS, BALANCERS, REALS, Layout
 from vc5py.lab.network import run
 from vc5py.lab.nodes import balancer_program
-from vc5py.lab.observe import metrics, total
+from vc5py.lab.observe import JITTER_S, metrics, since_s, total
 from vc5py.lab.scenario import wait_for_next_hops, wait_for_reals
 from vc5py.lab.traffic import Downloads, Load
 
@@ -90,7 +89,7 @@ def status_line(lab: Lab) -> str:
 def upgrade_under_load(lab: Lab, installed: Path, build: Path) -> str:
     """Kills the running balancer and starts the build, with connections of all ages; returns what it says."""
     namespace = lab.layout.namespace(NODE.name)
-    since, old, before = session_since(lab), xdp_program(namespace), starts(lab)
+    since, old, before = since_s(lab.layout, NODE), xdp_program(namespace), starts(lab)
     counted = total(metrics(lab.layout, NODE), "vc5_real_packets_total")
     with (
         Load(lab.layout) as load,
@@ -110,7 +109,7 @@ def upgrade_under_load(lab: Lab, installed: Path, build: Path) -> str:
     command(lab, "reset", str(REALS[0].address))
     assert load.failed() == []
     assert list(dict.fromkeys(programs)) == [old, xdp_program(namespace)]
-    assert session_since(lab) == since
+    assert since_s(lab.layout, NODE) == pytest.approx(since, abs=JITTER_S)
     assert total(metrics(lab.layout, NODE), "vc5_real_packets_total") > counted
     assert status_line(lab) == f"Start: {said(lab)}"
     return said(lab)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,6 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from .kernel import entered
 from .layout import BALANCERS, METRICS_PORT, ROUTER, SERVICE, SERVICE6, VIP, Host, IPAddress, Layout
 from .network import run
+
+# By so much may what `since_s` says differ from one time to the next.
+JITTER_S = 0.1
+_TIME = r"(\d+):(\d+):([\d.]+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,27 @@ def bird_routes(layout: Layout) -> list[str]:
     shown = run("birdc", "-r", "-s", str(control), "show", "route", "for", str(VIP), check=False)
     lines = (line.rstrip() for line in shown.expandtabs().splitlines())
     return [line for line in lines if line.startswith((str(VIP), " "))]
+
+
+def since_s(layout: Layout, *balancers: Host) -> dict[str, float]:
+    """Since when BIRD has each balancer's session, and the VIP from it: seconds of the day, by "session lb1"
+    and "route lb1". What isn't there isn't in it. BIRD works the times out anew each time: they jitter.
+    """
+    control = layout.node_directory(ROUTER) / "bird.ctl"
+    shown = run("birdc", "-r", "-s", str(control), "show", "protocols", check=False)
+    routes = "\n".join(bird_routes(layout))
+    found: dict[str, float] = {}
+    for balancer in balancers:
+        places = {
+            "session": rf"^{balancer.name} +BGP +\S+ +up +{_TIME} +Established",
+            "route": rf"\[{balancer.name} {_TIME}",
+        }
+        for what, pattern in places.items():
+            match = re.search(pattern, shown if what == "session" else routes, re.MULTILINE)
+            if match is not None:
+                hours, minutes, seconds = map(float, match.groups())
+                found[f"{what} {balancer.name}"] = 3600 * hours + 60 * minutes + seconds
+    return found
 
 
 def established(layout: Layout, balancer: Host) -> bool:
