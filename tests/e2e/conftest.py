@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.bench.machine import Canary, Stall
 from vc5py.lab.assembly import Lab
 from vc5py.lab.layout import ALL_VIPS, BALANCERS, Layout
 from vc5py.lab.scenario import wait_for_next_hops, wait_for_reals
+
+HOLD_S = 9
+Lasted = Callable[[float, float], float]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,9 +23,26 @@ def root() -> None:
         pytest.fail("end-to-end tests make network namespaces: run them as root", pytrace=False)
 
 
+@pytest.fixture
+def lasted() -> Iterator[Lasted]:
+    """Seconds between two moments, less those in which the machine kept processes waiting that had nothing to
+    do: others were kept waiting, too.
+    """
+    with Canary() as first, Canary(fifo=False) as later:
+        stalls: list[Stall] = []
+
+        def measure(begin: float, end: float) -> float:
+            time.sleep(0.2)  # until they have said it
+            stalls.extend([*first.take(), *later.take()])
+            return end - begin - sum(stall.within(begin, end) for stall in stalls)
+
+        yield measure
+
+
 @pytest.fixture(scope="session")
 def standing_lab(root: None) -> Iterator[Lab]:
-    with Lab(Layout("vc5e2e")) as lab:
+    # Sessions outlast a machine that stands still for some seconds; the tests say since when they are there.
+    with Lab(Layout("vc5e2e", hold_s=HOLD_S)) as lab:
         lab.put_up()
         lab.start_balancers()
         yield lab

@@ -33,7 +33,21 @@ def config_file(lab: Lab, balancer: Host) -> Path:
 def command(lab: Lab, balancer: Host, *words: str) -> subprocess.CompletedProcess[str]:
     """`vc5py` with these words, for that balancer."""
     full = [VC5PY, *words, "--state-dir", str(state_dir(lab, balancer))]
-    return subprocess.run(full, capture_output=True, text=True, timeout=30)
+    return subprocess.run(full, capture_output=True, text=True, timeout=120)
+
+
+def main_process(lab: Lab, balancer: Host) -> int:
+    """The process id of the balancer itself, not of one of its children."""
+    (found,) = (pid for pid in lab.network.pids(balancer.name) if b"\0run\0" in command_line(pid))
+    return found
+
+
+def command_line(pid: int) -> bytes:
+    """Empty where there is no such process any more."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def everywhere(lab: Lab, *words: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import leftovers
+
 DRIVER = Path(__file__).with_name("neighbour_driver.py")
 HERE, THERE = "vc5t-nb-here", "vc5t-nb-there"
 NEAR, FAR, OTHER_GATEWAY = "10.97.0.2", "10.97.9.9", "10.97.0.3"
@@ -17,18 +19,13 @@ MACS = {"first": "02:97:00:00:00:02", "second": "02:97:00:00:00:03"}
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, timeout=10)
-
-
-def remove() -> None:
-    for name in (HERE, THERE):
-        subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=10, check=False)
+    subprocess.run(["ip", *words], check=True, timeout=60)
 
 
 @pytest.fixture
 def namespaces() -> Iterator[None]:
     """A host `here` with one link to `there`, which answers as two gateways with a MAC address each."""
-    remove()
+    leftovers.remove(HERE, THERE)
     try:
         for name in (HERE, THERE):
             ip("netns", "add", name)
@@ -38,7 +35,7 @@ def namespaces() -> Iterator[None]:
         ip("-n", THERE, "link", "set", "second", "address", MACS["second"], "up")
         for setting in ("all.arp_ignore=1", "all.arp_filter=0"):
             subprocess.run(
-                ["ip", "netns", "exec", THERE, "sh", "-c", _sysctl(setting)], check=True, timeout=10
+                ["ip", "netns", "exec", THERE, "sh", "-c", _sysctl(setting)], check=True, timeout=60
             )
         ip("-n", THERE, "addr", "add", f"{NEAR}/24", "dev", "first")
         ip("-n", THERE, "addr", "add", f"{OTHER_GATEWAY}/24", "dev", "second")
@@ -47,7 +44,7 @@ def namespaces() -> Iterator[None]:
         ip("-n", HERE, "route", "add", "10.97.9.0/24", "via", NEAR)
         yield
     finally:
-        remove()
+        leftovers.remove(HERE, THERE)
 
 
 def _sysctl(setting: str) -> str:
@@ -59,7 +56,7 @@ def test_the_way_follows_routes_and_neighbours(namespaces: None) -> None:
     command = ["ip", "netns", "exec", HERE, sys.executable, str(DRIVER), "eth0", NEAR, FAR]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout is not None
-        deadline = threading.Timer(10, watch.kill)  # then there is no more to read
+        deadline = threading.Timer(60, watch.kill)  # then there is no more to read
         deadline.start()
         try:
             first = {watch.stdout.readline().strip() for _ in range(2)}

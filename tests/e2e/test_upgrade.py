@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import builds
+from tests.e2e.conftest import HOLD_S
 from tests.e2e.test_restart import (
     answered_since,
     in_service,
@@ -48,7 +49,7 @@ def upgrade(installed: Path, build: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lab(installed: Path) -> Iterator[Lab]:
-    with Lab(Layout("vc5up")) as lab:
+    with Lab(Layout("vc5up", hold_s=HOLD_S)) as lab:
         lab.put_up()
         for balancer in BALANCERS:
             program = lab.programs[balancer.name] = balancer_program(lab.layout, balancer)
@@ -102,7 +103,7 @@ def upgrade_under_load(lab: Lab, installed: Path, build: Path) -> str:
         lab.kill_program(NODE)
         upgrade(installed, build)
         lab.start(NODE)
-        until("it has started", lambda: starts(lab) > before, 60)
+        until("it has started", lambda: starts(lab) > before)
         lab.wait_for("it is back", lambda: in_service(lab))
         lab.wait_for("requests flow", answered_since(load))
         assert downloads.completed() == 8
@@ -138,7 +139,10 @@ def test_another_program_with_the_same_layout_adopts_the_maps(
     build = builds.rebuilt(tmp_path / "build")
     assert builds.layout_of(build) == abi.layout_hash()
     before = pinned(lab)
-    assert upgrade_under_load(lab, installed, build) == "program exchanged, maps adopted"
+    assert (
+        upgrade_under_load(lab, installed, build)
+        == "adopted from an earlier run: program exchanged, maps kept"
+    )
     assert pinned(lab) == before
 
 
@@ -177,23 +181,24 @@ def test_killed_in_the_middle_of_an_upgrade_either_is_in_charge(
     namespace, before = lab.layout.namespace(NODE.name), starts(lab)
     old = xdp_program(namespace)
     moments: list[Callable[[], bool]] = [
-        lambda: directory.with_name(f"{directory.name}_new").exists(),
+        # Whoever looks too late finds them under their own name.
+        lambda: directory.with_name(f"{directory.name}_new").exists() or directory.exists(),
         lambda: xdp_program(namespace) != old,
         lambda: starts(lab) > before,
     ]
-    with Load(lab.layout) as load, Downloads(lab.layout, 8, bytes_per_s=1_500_000) as downloads:
+    with Load(lab.layout) as load, Downloads(lab.layout, 8) as downloads:
         lab.wait_for("requests flow", answered_since(load))
         upgrade(installed, build)
         for moment in moments:
             lab.kill_program(NODE)
             lab.start(NODE)
-            until("the moment has come", moment, 60)
+            until("the moment has come", moment)
         lab.kill_program(NODE)
         before = starts(lab)
         lab.start(NODE)
-        until("it has started", lambda: starts(lab) > before, 60)
+        until("it has started", lambda: starts(lab) > before)
         lab.wait_for("it is back", lambda: in_service(lab))
         assert downloads.completed() == 8
     assert load.failed() == []
-    assert said(lab) == "program exchanged, maps adopted"
+    assert said(lab) == "adopted from an earlier run: program exchanged, maps kept"
     assert pinned(lab) == expected_pins(directory.name)

@@ -31,7 +31,7 @@ def test_the_wheel_runs_from_where_it_is_installed(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     package, xdp, hz = run.stdout.split()

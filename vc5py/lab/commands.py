@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from .assembly import Lab
@@ -130,7 +131,7 @@ def execute(layout: Layout, node: str, words: list[str]) -> int:
     """Becomes the command on that node; returns only where that failed."""
     namespace = layout.namespace(node)
     if not (NETNS_DIRECTORY / namespace).exists():
-        raise LabError("the lab is not up; put it up with: vc5py lab up")
+        raise LabError(f"the lab is not up; put it up with: {_pasted()} {_lab(layout)} up")
     command = words[1:] if words[:1] == ["--"] else words
     command = command or [os.environ.get("SHELL", "/bin/sh")]
     sys.stdout.flush()
@@ -157,7 +158,7 @@ def _show_logs(lab: Lab, report: Report) -> None:
 
 def _refuse_standing(layout: Layout) -> None:
     if layout.standing.exists():
-        raise LabError("the lab is standing (vc5py lab up); take it down first: vc5py lab down")
+        raise LabError(f"the lab is standing; take it down first: {_pasted()} {_lab(layout)} down")
 
 
 @contextmanager
@@ -223,9 +224,21 @@ def _name(text: str) -> str:
     return text
 
 
+def _pasted() -> str:
+    """What runs our commands from where a person is now: the script of the tree, or an installed program."""
+    script, here = Path(__file__).resolve().parents[2] / "vc5.sh", Path.cwd()
+    if not script.exists():
+        return str(Path(sys.executable).with_name("vc5py"))
+    return f"./{script.relative_to(here)}" if script.is_relative_to(here) else str(script)
+
+
+def _lab(layout: Layout) -> str:
+    return "lab" if layout.name == "vc5" else f"lab --name {layout.name}"
+
+
 def _hints(layout: Layout) -> list[str]:
-    lab = "vc5py lab" if layout.name == "vc5" else f"vc5py lab --name {layout.name}"
-    directory, lb, real = layout.directory, BALANCERS[0], REALS[0]
+    vc5, directory, lb, real = _pasted(), layout.directory, BALANCERS[0], REALS[0]
+    lab, state = f"{vc5} {_lab(layout)}", f"--state-dir {directory}/{lb.name}/state"
     return [
         "Things to try:",
         f"  {lab} exec client curl -s 'http://{VIP}/?[1-9]'   # who answers",
@@ -236,6 +249,10 @@ def _hints(layout: Layout) -> list[str]:
         f"  birdc -s {directory}/{ROUTER}/bird.ctl show route all",
         f"  {lab} exec {lb.name} curl -s http://{lb.address}:{METRICS_PORT}/metrics",
         f"  tail -f {directory}/{lb.name}/log",
+        f"Ask {lb.name}:           {vc5} status {state}",
+        f"Drain a real:      {vc5} drain {state} {real.address}     # on {lb.name} alone; back: reset",
+        f"Withdraw a VIP:    {vc5} vip {state} withdraw {VIP}     # back: default",
+        f"Reload:            {vc5} reload {state}     # of {directory}/{lb.name}/vc5.yaml",
         f"Stop a real:       kill $(cat {directory}/{real.name}/nginx.pid)",
         f"  and start it:    sh {directory}/{real.name}/start &",
         f"Kill a balancer:   kill -9 $(ip netns pids {layout.namespace(lb.name)})",

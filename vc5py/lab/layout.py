@@ -122,12 +122,13 @@ NODES = (CLIENT.name, ROUTER, SWITCH, *(host.name for host in (*BALANCERS, *ALL_
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where one lab lives. Labs of different names can stand side by side. `bfd`: the router speaks BFD with
-    balancers that do.
+    balancers that do. `hold_s`: BGP's, how long the router goes on using one that died without a word.
     """
 
     name: str = "vc5"
     balancers: tuple[Host, ...] = BALANCERS
     bfd: bool = False
+    hold_s: int = 4
 
     @property
     def directory(self) -> Path:

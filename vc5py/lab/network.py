@@ -52,8 +52,8 @@ from .layout import (
     Layout,
 )
 
-_COMMAND_TIMEOUT_S = 10.0
-_KILL_TIMEOUT_S = 5.0
+_COMMAND_TIMEOUT_S = 60.0
+_KILL_TIMEOUT_S = 30.0
 
 _EVERYWHERE = {
     "net.ipv4.conf.all.rp_filter": 0,

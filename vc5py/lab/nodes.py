@@ -20,7 +20,6 @@ import yaml
 from .errors import LabError
 from .layout import (
     AS_NUMBER,
-    BALANCERS,
     BIG_BYTES,
     FAR_REAL,
     FAR_VIPS,
@@ -47,7 +46,7 @@ from .network import run
 
 FAR_MODES = {4: "gue", 6: "ipip"}  # how real4 is reached, by the version of its address
 WEB_NAME = "www.lab"  # in the reals' certificate
-HOLD_TIME_S = 4  # BGP; how long BIRD goes on using a balancer that died without a word
+_END_S = 30.0
 
 _PROGRAMS = {
     "ip": "iproute2",
@@ -103,9 +102,9 @@ class Program:
             self.reap()
 
     def reap(self) -> None:
-        """Collects the exit status of a program that was killed."""
+        """Collects the exit status of a program that was killed, or told to end."""
         if self._process:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=_END_S)
             self._process = None
 
     def log_tail(self, lines: int = 15) -> list[str]:
@@ -118,15 +117,16 @@ class Program:
 def bird_program(layout: Layout) -> Program:
     directory = layout.node_directory(ROUTER)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "bird.conf").write_text(bird_configuration(layout.balancers, bfd=layout.bfd))
+    (directory / "bird.conf").write_text(bird_configuration(layout))
     command = ["bird", "-f", "-c", f"{directory}/bird.conf", "-s", f"{directory}/bird.ctl"]
     return Program(layout, ROUTER, [*command, "-P", f"{directory}/bird.pid"])
 
 
-def bird_configuration(balancers: tuple[Host, ...] = BALANCERS, *, bfd: bool = False) -> str:
+def bird_configuration(layout: Layout) -> str:
+    bfd = layout.bfd
     sessions = "\n".join(
         f"protocol bgp {lb.name} from balancer {{ neighbor {lb.address} as {AS_NUMBER}; }}"
-        for lb in balancers
+        for lb in layout.balancers
     )
     return f"""\
 log stderr all;
@@ -144,7 +144,7 @@ protocol kernel {{
 template bgp balancer {{
   local {ROUTER_LAN.ip} as {AS_NUMBER};
   direct;
-  hold time {HOLD_TIME_S};
+  hold time {layout.hold_s};
   {"bfd on;" if bfd else ""}
   connect delay time 1;
   connect retry time 1;
@@ -258,13 +258,17 @@ def balancer_configuration(balancer: Host) -> str:
 
 
 def _service(name: str, ports: tuple[int, ...], *vips: IPAddress) -> dict[str, object]:
-    """A service on the group of reals of its name, with a check for each of its ports."""
+    """A service on the group of reals of its name, with a check for each of its ports.
+
+    Its reals may be killed as often as anybody likes: none is kept out for that.
+    """
     checks = [_check(scheme, port) for scheme, port in zip(("http", "https"), ports, strict=False)]
-    addr = [str(vip) for vip in vips]
-    return {"name": name, "addr": addr, "port": list(ports), "real": name, "need": 1, "checks": checks}
+    base = {"name": name, "addr": [str(vip) for vip in vips], "port": list(ports), "real": name, "need": 1}
+    return base | {"damping": "off", "checks": checks}
 
 
-_TIMES: dict[str, object] = {"interval": 1, "timeout": 0.5, "rise": 2, "fall": 2}
+# A server that is killed refuses, and is out at once; one that only hangs for a moment stays in.
+_TIMES: dict[str, object] = {"interval": 1, "timeout": 1, "rise": 2, "fall": 3}
 
 
 def _check(scheme: str, port: int) -> dict[str, object]:

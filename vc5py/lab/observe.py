@@ -22,6 +22,7 @@ from .network import run
 
 # By so much may what `since_s` says differ from one time to the next.
 JITTER_S = 0.1
+_ANSWER_S = 15.0  # nothing here is about how quick a server is
 _TIME = r"(\d+):(\d+):([\d.]+)"
 
 
@@ -108,11 +109,13 @@ def established(layout: Layout, balancer: Host) -> bool:
     return "Established" in shown
 
 
-def http_body(namespace: str, address: IPAddress, port: int, path: str, timeout_s: float = 1.0) -> str:
+def http_body(namespace: str, address: IPAddress, port: int, path: str, connect_s: float = _ANSWER_S) -> str:
     """GET over a new connection from within a namespace. Errors: OSError, http.client.HTTPException."""
     with entered(namespace):
-        connection = http.client.HTTPConnection(str(address), port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(str(address), port, timeout=connect_s)
         try:
+            connection.connect()
+            connection.sock.settimeout(_ANSWER_S)
             connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()
             body = response.read().decode()
