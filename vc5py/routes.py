@@ -91,10 +91,15 @@ class Routes:
     async def run(self) -> None:
         """Keeps the speaker of the moment running; until cancelled, which leaves the routes for `hold`."""
         while True:
-            while self._retired:
-                await self._retired.pop().shutdown()
+            await self._retire()
             self._changed.clear()
             await self._run_until_changed()
+
+    async def _retire(self) -> None:
+        """One whose leave is cut short is still there to be asked again."""
+        while self._retired:
+            await self._retired[0].shutdown()
+            del self._retired[0]
 
     async def _run_until_changed(self) -> None:
         """Ends when there is another speaker, or none."""
@@ -114,8 +119,7 @@ class Routes:
 
     async def shutdown(self) -> bool:
         """Withdraws all; whether there was anybody to tell."""
-        for speaker in self._retired:
-            await speaker.shutdown()
+        await self._retire()
         if self._speaker is None:
             return False
         await self._speaker.shutdown()

@@ -6,12 +6,19 @@ import pytest
 
 from tests.bench.bfd import CHOSEN, HOGS_PER_CORE, aims, measure, print_report
 
+STALL_MS = 50.0
+ATTEMPTS = 5
+
 
 def test_no_false_down_under_load(capsys: pytest.CaptureFixture[str]) -> None:
-    figure = measure(CHOSEN, seconds=20.0, cuts=1, hogs=2 * HOGS_PER_CORE)
+    """Measured again where the machine itself stood still meanwhile."""
+    for _ in range(ATTEMPTS):
+        figure = measure(CHOSEN, seconds=20.0, cuts=1, hogs=2 * HOGS_PER_CORE)
+        if figure.quiet.stall_ms < STALL_MS:
+            break
     print_report([figure], 2 * HOGS_PER_CORE)
-    assert figure.packets > 20 * 9
-    assert figure.false_downs == 0
+    assert figure.quiet.packets > 20 * 9
+    assert figure.quiet.false_downs == 0
     assert all(aim.met for aim in aims(figure)), figure
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith(("met", "MISSED")) for line in lines) == 4

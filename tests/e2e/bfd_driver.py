@@ -1,8 +1,9 @@
 """A director reduced to its BFD supervisor, for tests and benchmarks that run it in a namespace and kill it.
 
-Reads commands from standard input: `want NEIGHBOR INTERVAL_MS MULTIPLIER ...` (three words a session),
-`status`, `shutdown`. Writes lines of JSON: an answer to each command, {"reachable": ...} when a neighbor's
-changes, with the time of the monotonic clock, which all processes of a machine share.
+Reads commands from standard input: `want NEIGHBOR INTERVAL_MS MULTIPLIER ...` (three words a session; the
+neighbor may be NEIGHBOR@OUR_ADDRESS), `status`, `shutdown`. Writes lines of JSON: an answer to each command,
+{"reachable": ...} when a neighbor's changes, with the time of the monotonic clock, which all processes of a
+machine share.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def on_reachable(neighbor: IPAddress, reachable: bool) -> None:
 
 def wishes(words: list[str]) -> dict[IPAddress, Wish]:
     triples = zip(words[::3], words[1::3], words[2::3], strict=True)
-    return {
-        ip_address(neighbor): Wish(neighbor, None, Settings(int(ms) * 1000, int(multiplier)))
-        for neighbor, ms, multiplier in triples
-    }
+    wanted = {}
+    for ends, ms, multiplier in triples:
+        neighbor, _, source = ends.partition("@")
+        settings = Settings(int(ms) * 1000, int(multiplier))
+        wanted[ip_address(neighbor)] = Wish(neighbor, source or None, settings)
+    return wanted
 
 
 def status(supervisor: Supervisor) -> dict[str, Any]:

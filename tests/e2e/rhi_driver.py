@@ -3,7 +3,8 @@
 Reads commands from standard input, answers each with one line of JSON: `routes VIP...`, `undecided`
 (nothing), `status`, `flap VIP COUNT` (announce and withdraw in turns, each carried out before the next),
 `shutdown`, `crash-free-exit` (cancel `run` and exit, as a restart does), `reload FILE` (another `rhi:`),
-`reachable ADDRESS`, `unreachable ADDRESS`, `standings`. Neighbors come by `--peer` or as `rhi:` in a file.
+`reachable ADDRESS`, `unreachable ADDRESS`, `standings`, `again MOMENT HOW VIP...` (shut down, begin anew, and
+be interrupted at that moment). Neighbors come by `--peer` or as `rhi:` in a file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -19,7 +23,7 @@ from typing import Any
 
 from vc5py.config import parse
 from vc5py.errors import RhiError
-from vc5py.model import Neighbor, RhiConfig
+from vc5py.model import IPAddress, Neighbor, RhiConfig
 from vc5py.rhi.speaker import Machine, Speaker
 
 
@@ -51,9 +55,50 @@ async def flap(speaker: Speaker, vip: str, count: int) -> None:
                 await asyncio.sleep(0)
 
 
-async def obey(speaker: Speaker, line: str) -> bool:
+class Director:
+    """One speaker after another."""
+
+    def __init__(self, make: Callable[[], Speaker]) -> None:
+        self._make = make
+        self._begin()
+
+    def _begin(self) -> None:
+        self.speaker = self._make()
+        self.running = asyncio.create_task(self.speaker.run())
+
+    async def cancel(self) -> None:
+        self.running.cancel()
+        await asyncio.wait({self.running})
+
+    async def again(self, moment: str, how: str, vips: frozenset[IPAddress]) -> None:
+        """`moment`: seconds, or turns of the event loop ("7t"). `how`: what comes then. "die": nothing more;
+        "same": the same speaker runs again; "another": another one does.
+        """
+        await self.cancel()
+        await self.speaker.shutdown()
+        self._begin()
+        self.speaker.set_routes(vips)
+        if moment.endswith("t"):
+            for _ in range(int(moment[:-1])):
+                await asyncio.sleep(0)
+        else:
+            await asyncio.sleep(float(moment))
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        await self.cancel()
+        if how == "same":
+            self.running = asyncio.create_task(self.speaker.run())
+        else:
+            self._begin()
+        self.speaker.set_routes(vips)
+
+
+async def obey(director: Director, line: str) -> bool:
     """Whether to go on."""
     word, *arguments = line.split()
+    if word == "again":
+        await director.again(arguments[0], arguments[1], frozenset(map(ip_address, arguments[2:])))
+    speaker = director.speaker
     match word:
         case "routes":
             speaker.set_routes(frozenset(map(ip_address, arguments)))
@@ -88,12 +133,10 @@ async def main() -> None:
     neighbors = tuple(Neighbor(peer, 65001, 65001) for peer in arguments.peer)
     config = arguments.rhi or RhiConfig(65001, neighbors, arguments.hold)
     machine = Machine(IPv4Address(str(arguments.local)), arguments.local, tuple(arguments.next_hop))
-    speaker = Speaker(config, machine, arguments.state_dir)
-    running = asyncio.create_task(speaker.run())
-    while await obey(speaker, await asyncio.to_thread(sys.stdin.readline) or "crash-free-exit"):
+    director = Director(lambda: Speaker(config, machine, arguments.state_dir))
+    while await obey(director, await asyncio.to_thread(sys.stdin.readline) or "crash-free-exit"):
         pass
-    running.cancel()
-    await asyncio.wait({running})
+    await director.cancel()
 
 
 asyncio.run(main())

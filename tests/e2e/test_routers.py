@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,7 +21,9 @@ from typing import Any
 
 import pytest
 
+from tests import leftovers
 from tests.e2e.test_rhi import Driver, alive, eventually, exabgp_pid, run
+from vc5py.rhi.exabgp_main import NO_ANSWER_MD5
 
 SWITCH, BIRD, FRR, GOBGP, ONE, TWO = (f"vc5t-rtr-{name}" for name in ("w", "b", "f", "g", "1", "2"))
 HOSTS = {BIRD: 1, FRR: 2, GOBGP: 3, ONE: 11, TWO: 12}
@@ -109,7 +111,7 @@ GOBGP_NEIGHBOR = """
 def network() -> Iterator[None]:
     with ExitStack() as stack:
         for namespace in (SWITCH, *HOSTS):
-            subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
+            leftovers.remove(namespace)
             run("ip", "netns", "add", namespace)
             stack.callback(run, "ip", "netns", "del", namespace)
             run("ip", "-n", namespace, "link", "set", "lo", "up")
@@ -133,32 +135,40 @@ class Routers:
         self.frr_directory = Path(tempfile.mkdtemp(prefix="vc5t-frr-"))
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def _spawn(self, namespace: str, *command: str) -> None:
+    def _spawn(self, namespace: str, *command: str) -> subprocess.Popen[bytes]:
         with (self.directory / "log").open("ab") as log:
             inside = ["ip", "netns", "exec", namespace, *command]
             self.processes.append(subprocess.Popen(inside, stdout=log, stderr=log))
+        return self.processes[-1]
 
     def start(self) -> None:
         d = self.directory
         d.chmod(0o755)
         (d / "bird.conf").write_text(BIRD_CONF)
-        self._spawn(
-            BIRD,
-            "bird",
-            "-f",
-            "-c",
-            str(d / "bird.conf"),
-            "-s",
-            str(self.bird_control),
-            "-P",
-            str(d / "b.pid"),
-        )
+        self._start_bird()
         self._start_frr()
         neighbors = [GOBGP_NEIGHBOR.format(address=f"10.98.0.{host}") for host in (11, 12)]
         (d / "gobgp.toml").write_text(GOBGP_CONF + "".join(neighbors))
         self._spawn(GOBGP, "gobgpd", "-f", str(d / "gobgp.toml"))
         eventually(self.bird_control.exists)
         eventually((self.frr_directory / "bgpd.vty").exists)
+
+    def _start_bird(self) -> None:
+        files = ["-c", str(self.directory / "bird.conf"), "-P", str(self.directory / "b.pid")]
+        self._bird = self._spawn(BIRD, "bird", "-f", *files, "-s", str(self.bird_control))
+
+    def kill_bird(self) -> None:
+        """kill -9; another takes its place."""
+        self._bird.kill()
+        self._bird.wait(60)
+        self.processes.remove(self._bird)
+        self.bird_control.unlink()
+        self._start_bird()
+        eventually(self.bird_control.exists)
+
+    def cut_bird_off(self, cut: bool) -> None:
+        """Nothing passes, while all links are up."""
+        run("ip", "netns", "exec", SWITCH, "bridge", "link", "set", "dev", "p1", "state", "0" if cut else "3")
 
     def _start_frr(self) -> None:
         """It runs as a user of its own, who can't look into pytest's directories."""
@@ -178,7 +188,7 @@ class Routers:
         for process in self.processes:
             process.terminate()
         for process in self.processes:
-            process.wait(10)
+            process.wait(60)
         shutil.rmtree(self.frr_directory)
 
     def birdc(self, *words: str) -> str:
@@ -202,12 +212,13 @@ class Routers:
         )
         return found[1] if found else ""
 
+    def vtysh(self, words: str) -> str:
+        command = ["vtysh", "--vty_socket", str(self.frr_directory), "-c", words]
+        return run("ip", "netns", "exec", FRR, *command)
+
     def frr(self, vip: str) -> dict[str, Any]:
         family = "ipv6" if ":" in vip else "ipv4"
-        words = f"show bgp {family} unicast {vip} json"
-        command = ["vtysh", "--vty_socket", str(self.frr_directory), "-c", words]
-        text = run("ip", "netns", "exec", FRR, *command)
-        found = json.loads(text or "{}")
+        found = json.loads(self.vtysh(f"show bgp {family} unicast {vip} json") or "{}")
         assert isinstance(found, dict)
         return found if found.get("paths") else {}
 
@@ -324,7 +335,8 @@ def test_attributes_are_as_configured(balancers: Balancers, routers: Routers) ->
 def test_two_balancers_are_two_next_hops_until_one_takes_its_leave(
     balancers: Balancers, routers: Routers
 ) -> None:
-    one, two = balancers.start(ONE), balancers.start(TWO)
+    slow = RHI.replace("graceful: 1", "graceful: 5")  # so long is what is between to be seen
+    one, two = balancers.start(ONE, slow), balancers.start(TWO, slow)
     for driver in (one, two):
         driver.tell(f"routes {VIP} {VIP6}")
     both, both6 = {"10.98.0.11", "10.98.0.12"}, {"fd98::11", "fd98::12"}
@@ -335,9 +347,9 @@ def test_two_balancers_are_two_next_hops_until_one_takes_its_leave(
     assert one.process.stdin is not None and one.process.stdout is not None
     one.process.stdin.write("shutdown\n")
     one.process.stdin.flush()
-    # For a second its routes are there, marked, and nobody who knows of another way takes them.
+    # For some seconds its routes are there, marked, and nobody who knows of another way takes them.
     eventually(lambda: "(65535,0)" in routers.bird(VIP))
-    eventually(lambda: routers.next_hops(FRR, VIP) == {"10.98.0.12"}, 5.0)
+    eventually(lambda: routers.next_hops(FRR, VIP) == {"10.98.0.12"})
     (leaving,) = [path for path in routers.frr(VIP)["paths"] if path.get("locPrf") == 0]
     assert "graceful-shutdown" in leaving["community"]["string"]
     assert json.loads(one.process.stdout.readline())["announced"] == []
@@ -352,9 +364,9 @@ def test_a_wrong_password_is_no_session_and_the_right_one_needs_only_a_reload(
     driver = balancers.start()
     driver.tell(f"routes {VIP}")
     eventually(lambda: routers.know(VIP)[1:] == (True, True))
+    eventually(lambda: "it has another MD5 password" in driver.tell("standings")["10.98.0.1"]["why"])
     others = {peer: one["since"] for peer, one in driver.tell("standings").items() if peer != "10.98.0.1"}
-    standing = driver.tell("standings")["10.98.0.1"]
-    assert standing["state"] in ("connecting", "down")
+    assert driver.tell("standings")["10.98.0.1"]["state"] == "down"
     assert not routers.bird(VIP)
     balancers.write_key(PASSWORD)
     driver.tell(f"reload {balancers.file()}")
@@ -368,6 +380,49 @@ def test_a_wrong_password_is_no_session_and_the_right_one_needs_only_a_reload(
     command = Path(f"/proc/{driver.exabgp()}/cmdline").read_bytes()
     environment = Path(f"/proc/{driver.exabgp()}/environ").read_bytes()
     assert b"s3cret" not in command + environment
+
+
+def test_who_is_called_counts_calls_without_the_password(balancers: Balancers, routers: Routers) -> None:
+    """BIRD has no password for its IPv6 session, in which it is the one that connects."""
+    guarded = RHI.replace("listen: 1790,", "listen: 1790, password_file: PASSWORD_FILE,")
+    driver = balancers.start(text=guarded)
+    driver.tell(f"routes {VIP6}")
+    words = r"waits for the neighbor to connect; \d+ TCP segments without the MD5 password dropped"
+    eventually(lambda: re.fullmatch(words, driver.tell("standings")["fd98::1"]["why"]))
+    driver.tell(f"reload {balancers.file()}")
+    eventually(lambda: routers.bird_count("one6") == 1)
+    assert driver.tell("standings")["fd98::1"]["why"] == ""
+
+
+def test_a_router_that_is_away_is_told_apart(balancers: Balancers, routers: Routers) -> None:
+    """Nobody listens; nobody answers; and when it is there again, nothing is left of that."""
+    routers.birdc("disable", "one")
+    routers.cut_bird_off(True)
+    driver = balancers.start()
+
+    def why() -> str:
+        return str(driver.tell("standings")["10.98.0.1"]["why"])
+
+    eventually(lambda: why() in ("no route to host", NO_ANSWER_MD5))
+    routers.cut_bird_off(False)
+    text = RHI.replace("peer_as: 65100, prepend: 2, ttl_security: 1", "peer_as: 65100, port: 1999")
+    driver.tell(f"reload {balancers.file(text.replace('       password_file: PASSWORD_FILE', ''))}")
+    eventually(lambda: why() == "connection refused")
+    driver.tell(f"reload {balancers.file()}")
+    routers.birdc("enable", "one")
+    eventually(lambda: routers.established_since("one"))
+    eventually(lambda: why() == "")
+
+
+def test_who_does_not_agree_on_the_session_is_quoted(balancers: Balancers, routers: Routers) -> None:
+    driver = balancers.start(text=RHI.replace("4200000001\n", "4200000002\n", 1))
+
+    def why(peer: str) -> str:
+        return str(driver.tell("standings")[peer]["why"])
+
+    for peer in ("10.98.0.1", "10.98.0.3"):
+        eventually(lambda p=peer: "notification received (2,2): OPEN message error / Bad Peer AS" in why(p))  # type: ignore[misc]
+    eventually(lambda: "notification" in why("10.98.0.2"))
 
 
 def test_ttl_security_is_both_ways(balancers: Balancers, routers: Routers) -> None:
@@ -422,12 +477,13 @@ def test_a_thousand_vips(balancers: Balancers, routers: Routers) -> None:
     eventually(lambda: routers.bird(VIP))
     start = time.monotonic()
     driver.tell(f"routes {' '.join(vips)}")
-    eventually(lambda: routers.bird_count("one") == 1000, 60.0)
+    eventually(lambda: routers.bird_count("one") == 1000)
     print(f"\n1,000 VIPs to 4 neighbors: BIRD knew all after {time.monotonic() - start:.1f} s")
-    eventually(lambda: driver.tell("standings")["10.98.0.3"]["routes"] == 1000, 60.0)
+    eventually(lambda: driver.tell("standings")["10.98.0.3"]["routes"] == 1000)
+    eventually(lambda: routers.bird_count("one6") >= 749)
     assert routers.bird_count("one6") == 749, "one is rejected there"
     driver.tell("routes")
-    eventually(lambda: routers.bird_count("one") == 0, 60.0)
+    eventually(lambda: routers.bird_count("one") == 0)
 
 
 def flaps(balancers: Balancers, routers: Routers, count: int) -> float:
@@ -444,9 +500,9 @@ def flaps(balancers: Balancers, routers: Routers, count: int) -> float:
         routers.birdc("restart", "one")
         start = time.monotonic()
         driver.tell(f"routes {' '.join(wanted)}")
-        eventually(lambda b=before: routers.established_since("one") not in ("", b), 30.0)  # type: ignore[misc]
+        eventually(lambda b=before: routers.established_since("one") not in ("", b))  # type: ignore[misc]
         count_now = len(wanted)
-        eventually(lambda n=count_now: routers.bird_count("one") == n, 30.0)  # type: ignore[misc]
+        eventually(lambda n=count_now: routers.bird_count("one") == n)  # type: ignore[misc]
         longest = max(longest, time.monotonic() - start)
         assert [bool(routers.bird(vip)) for vip in vips] == [vip in wanted for vip in vips]
     return longest
@@ -463,6 +519,72 @@ def test_the_routes_are_right_after_every_one_of_a_thousand_flaps(
     print(f"\n1,000 flaps: routes again after {flaps(balancers, routers, 1000):.1f} s at most")
 
 
+def reset_frr(routers: Routers) -> None:
+    routers.vtysh("clear bgp *")
+
+
+def kill_bird(routers: Routers) -> None:
+    routers.kill_bird()
+
+
+def let_hold_time_expire(routers: Routers) -> None:
+    """Packets vanish until the router has given the session up; then, or later, we do."""
+    routers.cut_bird_off(True)
+    eventually(lambda: not routers.established_since("one"))
+    routers.cut_bird_off(False)
+
+
+FLAPS: dict[Callable[[Routers], None], str] = {
+    reset_frr: "10.98.0.2",
+    kill_bird: "10.98.0.1",
+    let_hold_time_expire: "10.98.0.1",
+}
+
+
+def disturbances(
+    balancers: Balancers, routers: Routers, disturb: Callable[[Routers], None], count: int
+) -> float:
+    """The longest time from a disturbance until every router knows what is wanted now, and no more."""
+    peer, vips, longest = FLAPS[disturb], [VIP, VIP2, VIP6], 0.0
+    driver = balancers.start(text=RHI.replace("hold_time: 9", "hold_time: 3"))
+    driver.tell(f"routes {' '.join(vips)}")
+    eventually(lambda: all(all(routers.know(vip)) for vip in vips))
+
+    def since() -> float:
+        standing = driver.tell("standings")[peer]
+        return float(standing["since"]) if standing["state"] == "established" else 0.0
+
+    for number in range(count):
+        before = since()
+        assert before
+        wanted = vips if number % 2 else vips[:2]
+        driver.tell(f"routes {' '.join(wanted)}")
+        disturb(routers)
+        start = time.monotonic()
+        eventually(lambda b=before: since() > b)  # type: ignore[misc]
+        expected = [(vip in wanted,) * 3 for vip in vips]
+        eventually(lambda e=expected: [routers.know(vip) for vip in vips] == e)  # type: ignore[misc]
+        longest = max(longest, time.monotonic() - start)
+    return longest
+
+
+@pytest.mark.parametrize("disturb", FLAPS)
+def test_the_routes_are_right_after_every_disturbance(
+    balancers: Balancers, routers: Routers, disturb: Callable[[Routers], None]
+) -> None:
+    longest = disturbances(balancers, routers, disturb, 10)
+    print(f"\n{disturb.__name__} 10 times: routes again after {longest:.1f} s at most")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("disturb", FLAPS)
+def test_the_routes_are_right_after_every_one_of_a_hundred_disturbances(
+    balancers: Balancers, routers: Routers, disturb: Callable[[Routers], None]
+) -> None:
+    longest = disturbances(balancers, routers, disturb, 100)
+    print(f"\n{disturb.__name__} 100 times: routes again after {longest:.1f} s at most")
+
+
 @pytest.mark.long
 def test_a_router_that_was_away_for_minutes_is_told_in_seconds(
     balancers: Balancers, routers: Routers
@@ -475,7 +597,7 @@ def test_a_router_that_was_away_for_minutes_is_told_in_seconds(
     assert not routers.established_since("one")
     routers.birdc("enable", "one")
     start = time.monotonic()
-    eventually(lambda: routers.bird(VIP), 60.0)
+    eventually(lambda: routers.bird(VIP))
     took_s = time.monotonic() - start
     print(f"\nafter an outage of 200 s: routes again after {took_s:.1f} s")
     assert took_s < 10

@@ -194,6 +194,19 @@ def test_a_neighbor_that_stays_silent_may_speak_bfd_no_more() -> None:
     assert B in link.a.sessions.changed
 
 
+def test_it_is_forgiven_when_that_is_due_and_not_with_the_next_packet() -> None:
+    sessions, rng = Sessions(), random.Random(1)
+    sessions.configure({B: Settings(60_000_000, 1)}, 0.0, rng)
+    ours = sessions.entries[B].session.local_discr
+    for at, state in ((0.5, State.DOWN), (1.0, State.UP)):
+        sessions.receive(Datagram(B, 255, wire.encode(Packet(state, 7, ours, multiplier=1)), at))
+    list(sessions.advance(61.0, rng))
+    assert not sessions.status(B, 61.0).reachable
+    assert sessions.next_at == 61.0 + FORGIVE_S
+    list(sessions.advance(61.0 + FORGIVE_S, rng))
+    assert sessions.status(B, 91.0).reachable
+
+
 def test_a_neighbor_that_hears_nothing_is_not_forgiven() -> None:
     link = up()
     link.dropped = lambda to: to == B

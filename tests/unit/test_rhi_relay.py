@@ -22,7 +22,7 @@ import pytest
 
 from vc5py.rhi import relay as relay_module
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 EVENT = '{ "exabgp": "5.0.0", "type": "state", "neighbor": { "state": "up" } }'
 
 
@@ -251,22 +251,39 @@ def test_without_a_director_it_withdraws_and_ends_exabgp(start: StartExabgp, con
     assert exabgp.process.wait(TIMEOUT_S) == -signal.SIGTERM
 
 
-def test_an_exabgp_that_hangs_is_killed(start: StartExabgp) -> None:
-    exabgp = start(hold_s=0, FIRST_DIRECTOR_S=0.1, FAREWELL_S=0.2, TERMINATE_S=0.2)
+def test_an_exabgp_that_hangs_is_killed(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(hold_s=0, FAREWELL_S=0.2, TERMINATE_S=0.2)
     exabgp.synchronises()
+    director = connect(exabgp)
+    director.reads()
     exabgp.process.send_signal(signal.SIGSTOP)
+    director.close()
     assert exabgp.process.wait(TIMEOUT_S) == -signal.SIGKILL
 
 
 def test_a_new_director_within_the_hold_stops_the_clock(start: StartExabgp, connect: Connect) -> None:
-    exabgp = start(hold_s=0.5)
+    exabgp = start(hold_s=4.0)
     exabgp.synchronises()
     connect(exabgp).close()
     adopting = connect(exabgp)
     adopting.reads()
-    assert not exabgp.sends_within(1.0), "withdrawn under a living director"
+    assert not exabgp.sends_within(4.5), "withdrawn under a living director"
     adopting.asks("mine")
     assert exabgp.reads() == "mine"
+
+
+def test_one_that_comes_too_late_takes_nobodys_place(tmp_path: Path) -> None:
+    """Its ExaBGP has gone, and another's relay may listen by now."""
+    path = tmp_path / "relay.sock"
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(path))
+        before = path.stat().st_ino
+        command = [sys.executable, "-I", "-S", relay_module.__file__, str(path)]
+        ours, theirs = os.pipe()
+        os.close(theirs)
+        assert subprocess.run(command, stdin=ours, check=False, timeout=TIMEOUT_S).returncode == 0
+        os.close(ours)
+        assert path.stat().st_ino == before
 
 
 def test_it_goes_with_exabgp(start: StartExabgp, connect: Connect) -> None:

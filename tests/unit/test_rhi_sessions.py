@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 import pytest
 
+from vc5py.credentials import MAX_PASSWORD
 from vc5py.errors import RhiError
 from vc5py.model import Neighbor, PrefixRule, RhiConfig, Secret
-from vc5py.rhi import exabgp_main
-from vc5py.rhi.sessions import MAX_PASSWORD, Machine, passwords, resolve
+from vc5py.rhi.sessions import Machine, passwords, resolve
 
 OURS, OURS6 = IPv4Address("192.0.2.9"), IPv6Address("2001:db8::9")
 MACHINE = Machine(OURS, OURS, (OURS6,))
@@ -113,31 +112,3 @@ def test_password_that_is_not_there(tmp_path: Path) -> None:
         passwords(config(Secret(str(tmp_path / "none"))))
     with pytest.raises(RhiError, match="the variable VC5_NONE: found 0 bytes"):
         passwords(config(Secret(variable="VC5_NONE")))
-
-
-# What is changed of ExaBGP
-
-
-def test_waiting_between_attempts_is_bounded() -> None:
-    from exabgp.reactor.delay import Delay  # type: ignore[import-untyped]
-
-    class Ours(Delay):  # type: ignore[misc]
-        pass
-
-    exabgp_main.replace(Ours, "increase", exabgp_main.longer)
-    delay = Ours()
-    waits = []
-    for _ in range(30):
-        delay.increase()
-        waits.append(round(delay._time - time.time()))
-    assert waits[:6] == [0, 1, 2, 3, 4, 5]
-    assert max(waits) == exabgp_main.LONGEST_S
-
-
-def test_the_methods_are_those_of_exabgp() -> None:
-    from exabgp.reactor.loop import Reactor  # type: ignore[import-untyped]
-
-    assert callable(Reactor._pending_adjribout)
-    assert not exabgp_main.nothing_pending(None)
-    with pytest.raises(SystemExit, match=r"no Reactor\.gone"):
-        exabgp_main.replace(Reactor, "gone", exabgp_main.nothing_pending)

@@ -1,53 +1,34 @@
-"""The parts of the speaker that need no router: its files, its process, its refusals."""
+"""What of the speaker needs no router: its files, its ExaBGP, its refusals."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-import signal
 import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 import pytest
 
+from vc5py import claim
 from vc5py.errors import RhiError
 from vc5py.model import Neighbor, RhiConfig
-from vc5py.rhi import child
-from vc5py.rhi.child import Child, StateFiles
+from vc5py.rhi import child, grammar, signatures
+from vc5py.rhi.child import StateFiles
+from vc5py.rhi.link import Link, RelayBusyError
 from vc5py.rhi.sessions import source_address
 from vc5py.rhi.speaker import Machine, SessionState, Speaker
 
 LOCAL = IPv4Address("127.0.0.1")
 PEER = IPv4Address("127.0.0.9")
-# Stands for ExaBGP where only a process with the right arguments matters.
-SLEEPER = "import sys, time; print('ready', flush=True); time.sleep(60)"
+VIP = IPv4Address("192.0.2.1")
 
 
 def speaker(state_dir: Path) -> Speaker:
     config = RhiConfig(65001, (Neighbor(PEER, 65001, 65001),))
     return Speaker(config, Machine(LOCAL, LOCAL), state_dir)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> StateFiles:
-    return StateFiles(tmp_path)
-
-
-@pytest.fixture
-def sleeper(tmp_path: Path) -> Path:
-    path = tmp_path / "sleeper.py"
-    path.write_text(SLEEPER)
-    return path
-
-
-def started_with(files: StateFiles, sleeper: Path, text: str = "") -> Child:
-    files.write(text, 2.5)
-    return child.start(files, sleeper, {"NAME": "value"})
-
-
-async def ready(started: Child, files: StateFiles) -> None:
-    while files.last_log_line() != "ready":
-        assert not await started.wait_gone(0.01)
 
 
 def test_a_new_speaker_knows_of_no_session_and_no_route(tmp_path: Path) -> None:
@@ -84,61 +65,171 @@ async def test_shutdown_without_exabgp_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_exabgp_is_started_apart_found_again_and_stopped(files: StateFiles, sleeper: Path) -> None:
-    started = started_with(files, sleeper, "text")
-    await ready(started, files)
-    try:
-        assert os.getsid(started.pid) == started.pid
-        assert files.written_configuration() == "text"
-        assert files.hold.read_text() == "2.5\n"
-        assert {path.stat().st_mode & 0o777 for path in (files.configuration, files.hold, files.log)} == {
-            0o600
-        }
-        found = child.find(files)
-        assert found is not None
-        assert found.pid == started.pid
-        assert not await found.wait_gone(0)
-        await found.stop()
-        found.close()
-        assert await started.wait_gone(5)
-        assert child.find(files) is None
-    finally:
-        started.close()
+def test_what_is_written_is_for_the_eyes_of_its_user(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path)
+    files.write("text", 2.5)
+    assert files.written_configuration() == "text"
+    assert files.hold.read_text() == "2.5\n"
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    files.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_pid_that_was_given_away_is_left_alone(files: StateFiles) -> None:
-    files.pid.write_text(f"{os.getpid()}\n")
-    assert child.find(files) is None
-    files.pid.write_text("nonsense")
-    assert child.find(files) is None
+def test_the_log_is_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    child.trim(log)
+    log.write_bytes(b"x" * child.MAX_LOG)
+    child.trim(log)
+    assert log.stat().st_size == child.MAX_LOG
+    log.write_bytes(b"x" * (child.MAX_LOG + 1))
+    child.trim(log)
+    assert log.stat().st_size == 0
 
 
-async def test_one_that_ignores_sigterm_is_killed(
-    files: StateFiles, sleeper: Path, monkeypatch: pytest.MonkeyPatch
+# With ExaBGP, and a neighbor that isn't there
+
+
+def exabgps(state_dir: Path) -> list[int]:
+    """Those that run by the configuration in this directory. Who still tries to claim it isn't one yet."""
+    wanted, claiming = os.fsencode(state_dir / "exabgp.conf"), os.fsencode(claim.__file__)
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            arguments = (directory / "cmdline").read_bytes().split(b"\0")
+            if wanted in arguments and claiming not in arguments:
+                found.append(int(directory.name))
+    return found
+
+
+async def until(test: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Polls: the speaker tells nobody when it has announced."""
+    async with asyncio.timeout(timeout_s):
+        while not test():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def run_for(one: Speaker, wait: Callable[[], Awaitable[None]]) -> None:
+    """Begins, and is cancelled when `wait` is over."""
+    task = asyncio.create_task(one.run())
+    await wait()
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def turns(count: int) -> Callable[[], Awaitable[None]]:
+    """So many turns of the event loop."""
+
+    async def wait() -> None:
+        for _ in range(count):
+            await asyncio.sleep(0)
+
+    return wait
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same speaker", "another speaker"])
+async def test_cancelled_while_exabgp_starts_the_next_run_announces(tmp_path: Path, same: bool) -> None:
+    """After so many turns of the loop, ExaBGP has just been started, and is nobody whom one could ask."""
+    vips = frozenset({VIP})
+    for count in range(4, 10):
+        one = speaker(tmp_path)
+        await run_for(one, turns(count))
+        one = one if same else speaker(tmp_path)
+        one.set_routes(vips)
+        await run_for(one, lambda one=one: until(lambda: one.announced() == vips))  # type: ignore[misc]
+        assert len(exabgps(tmp_path)) == 1, count
+        await one.shutdown()
+        assert exabgps(tmp_path) == [], count
+
+
+async def test_cancelled_while_it_adopts_exabgp_nobody_is_kept_out(tmp_path: Path) -> None:
+    one = speaker(tmp_path)
+    one.set_routes(frozenset({VIP}))
+    await run_for(one, lambda: until(one.announced))
+    (exabgp,) = exabgps(tmp_path)
+    for number in range(30):
+        await run_for(speaker(tmp_path), lambda n=number: asyncio.sleep(0.003 * n))  # type: ignore[misc]
+        async with asyncio.timeout(5):
+            await (await connected(tmp_path / "relay.sock")).close()
+    assert exabgps(tmp_path) == [exabgp]
+    await one.shutdown()
+
+
+async def connected(path: Path) -> Link:
+    """The relay sees a moment later that its director has gone."""
+    while True:
+        try:
+            return await Link.connect(path, lambda _: None)
+        except RelayBusyError:
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_dead_director_has_only_written_is_taken_over(tmp_path: Path) -> None:
+    """It died before ExaBGP was told to read it."""
+    other = IPv4Address("127.0.0.10")
+    one = speaker(tmp_path)
+    one.set_routes(frozenset({VIP}))
+    await run_for(one, lambda: until(one.announced))
+    exabgp = exabgps(tmp_path)
+    config = RhiConfig(65001, (Neighbor(PEER, 65001, 65001), Neighbor(other, 65001, 65001)))
+    written = (tmp_path / "exabgp.conf").read_text()
+    block = written[written.index("neighbor") :]
+    (tmp_path / "exabgp.conf").write_text(written + block.replace(str(PEER), str(other)))
+    two = Speaker(config, Machine(LOCAL, LOCAL), tmp_path)
+    two.set_routes(frozenset({VIP}))
+    await run_for(two, lambda: until(two.announced))
+    link = await connected(tmp_path / "relay.sock")
+    known = grammar.parse_neighbors(await link.command(grammar.SHOW_NEIGHBORS))
+    await link.close()
+    assert {status.address for status in known} == {PEER, other}
+    assert exabgps(tmp_path) == exabgp
+    await two.shutdown()
+
+
+async def test_why_there_is_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbor that refuses, one that doesn't call, and one whom ExaBGP doesn't take in."""
+    called, caller, unknown = (IPv4Address(f"127.0.0.{n}") for n in (9, 10, 11))
+    neighbors = (
+        Neighbor(called, 65001, 65001),
+        Neighbor(caller, 65001, 65001, passive=True, listen=1790),
+    )
+    one = Speaker(RhiConfig(65001, neighbors), Machine(LOCAL, LOCAL), tmp_path)
+    one.set_routes(frozenset({VIP}))
+
+    def whys() -> list[str]:
+        assert {standing.routes for standing in one.standings().values()} == {0}, "nobody was told"
+        return [standing.why for standing in one.standings().values()]
+
+    task = asyncio.create_task(one.run())
+    await until(lambda: whys() == ["connection refused", signatures.WAITING])
+    broken = (tmp_path / "exabgp.conf").read_text() + "neighbor nonsense {"
+    monkeypatch.setattr(grammar, "configuration", lambda *_: broken)
+    one.reconfigure(RhiConfig(65001, (*neighbors, Neighbor(unknown, 65001, 65001))))
+    await until(lambda: "refused its configuration" in whys()[2])
+    assert whys()[:2] == ["connection refused", signatures.WAITING]
+    task.cancel()
+    await asyncio.wait({task})
+    await one.shutdown()
+
+
+async def test_an_exabgp_that_does_not_start_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "STOP_S", 0.2)
-    sleeper.write_text("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER)
-    started = started_with(files, sleeper)
-    await ready(started, files)
-    await started.stop()
-    started.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(started.pid, signal.SIGCONT)
+    program = tmp_path / "program.py"
+    program.write_text("raise SystemExit('no such luck')")
+    monkeypatch.setattr(child, "program", lambda: program)
+    neighbors = (Neighbor(PEER, 65001, 65001), Neighbor(LOCAL, 65001, 65001, passive=True))
+    one = Speaker(RhiConfig(65001, neighbors), Machine(LOCAL, LOCAL), tmp_path / "state")
+    assert {standing.why for standing in one.standings().values()} == {""}, "nobody says anything yet"
+    words = f"ExaBGP doesn't start: no such luck (see {tmp_path}/state/exabgp.log)"
+    await run_for(
+        one, lambda: until(lambda: {standing.why for standing in one.standings().values()} == {words})
+    )
+    await one.shutdown()
 
 
-async def test_a_process_that_is_gone_can_not_be_held(files: StateFiles, sleeper: Path) -> None:
-    started = started_with(files, sleeper)
-    await started.stop()
-    started.close()
-    with pytest.raises(ProcessLookupError):
-        Child(started.pid)
-
-
-def test_the_log_is_bounded(files: StateFiles) -> None:
-    files.trim_log()
-    files.log.write_bytes(b"x" * child.MAX_LOG)
-    files.trim_log()
-    assert files.log.stat().st_size == child.MAX_LOG
-    files.log.write_bytes(b"x" * (child.MAX_LOG + 1))
-    files.trim_log()
-    assert files.log.stat().st_size == 0
+async def test_a_shutdown_while_exabgp_starts_leaves_none(tmp_path: Path) -> None:
+    for count in range(4, 10):
+        one = speaker(tmp_path)
+        await run_for(one, turns(count))
+        await one.shutdown()
+        assert exabgps(tmp_path) == [], count

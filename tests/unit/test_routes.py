@@ -34,6 +34,23 @@ class Spoken:
         await self.may_go.wait()
 
 
+async def test_a_leave_that_is_cut_short_is_taken_in_the_end() -> None:
+    """The balancer stops while the speaker before it takes its leave."""
+    spoken = Spoken()
+    routes = Routes(ibgp(65000, "10.0.0.1"), lambda _: cast(Speaker, spoken))
+    task = asyncio.create_task(routes.run())
+    async with asyncio.timeout(60):
+        await spoken.running.wait()
+        routes.configure(None)
+        await spoken.leaving.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        spoken.leaving.clear()
+        spoken.may_go.set()
+        assert not await routes.shutdown()
+        assert spoken.leaving.is_set()
+
+
 async def test_a_speaker_waits_for_the_one_before_it_and_is_started_once() -> None:
     rhi: RhiConfig = ibgp(65000, "10.0.0.1")
     made: list[Spoken] = []

@@ -1,33 +1,29 @@
 """The BFD process from outside: start it, find one that a former director left, talk to it, end it.
 
-Must not know: what is said. Invariants: it has a session of its own and no open files of ours, so neither a
-Ctrl-C nor the death of the director reaches it. Which process it is, the kernel says (SO_PEERCRED); it is
-signalled through a pidfd.
+Must not know: what is said. Invariants: those of offspring.py; and nobody is believed but the process that
+has the place.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import struct
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vc5py import offspring
 from vc5py.bfd import messages
 from vc5py.errors import RhiError
+from vc5py.offspring import Offspring, Place
 
 START_S = 5.0
 STOP_S = 2.0
 HELLO_S = 2.0
 _POLL_S = 0.02
-_UNIX_PATH_MAX = 107  # sun_path less its NUL, unix(7)
-_SUFFIX_MAX = 8  # the process binds to "<socket>.<pid>" first
 _CREDENTIALS = struct.Struct("=3i")
 
 
@@ -41,112 +37,102 @@ class Connection:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    pid: int
+    process: Offspring
     hello: Mapping[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """What is in the file system."""
-
-    directory: Path
-
-    @property
-    def socket(self) -> Path:
-        return self.directory / "bfd.sock"
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "bfd.log"
-
-    def prepare(self) -> None:
-        """Make the directory, for its owner only. Raises RhiError."""
-        if len(os.fsencode(self.socket)) + _SUFFIX_MAX > _UNIX_PATH_MAX:
-            raise RhiError(f"{self.directory}: the path is too long for a Unix socket in it")
+    async def end(self) -> None:
+        """Ask the process to end, which takes its sessions down administratively; kill it otherwise."""
+        self.writer.write(messages.line({"stop": True}))
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise RhiError(f"{self.directory}: can't make the state directory: {error.strerror}") from error
-
-
-async def attach(files: Files, scheduling: str) -> Connection:
-    """To the process that lives, if it speaks as we do, else to a new one. Raises RhiError."""
-    found = await _connect(files)
-    if found is not None and found.hello.get("bfd") == messages.PROTOCOL:
-        return found
-    if found is not None:
-        await end(found)
-    return await _start(files, scheduling)
-
-
-async def stop(files: Files) -> None:
-    """End the process if one is there and has no other director."""
-    with suppress(RhiError):
-        found = await _connect(files)
-        if found is not None:
-            await end(found)
-
-
-async def end(connection: Connection) -> None:
-    """Ask it to end, which takes its sessions administratively down; kill it where it doesn't."""
-    connection.writer.write(messages.line({"stop": True}))
-    try:
-        async with asyncio.timeout(STOP_S):
-            while await connection.reader.read(1 << 16):
-                pass
-    except (OSError, TimeoutError):
-        kill(connection.pid)
-    finally:
-        connection.writer.close()
-    reap(connection.pid)
-
-
-async def leave(connection: Connection) -> None:
-    """Let go of it; it lives on. Returns when it can be seen that we have gone."""
-    connection.writer.close()
-    with suppress(OSError):
-        await connection.writer.wait_closed()
-    reap(connection.pid)
-
-
-def kill(pid: int) -> None:
-    with suppress(OSError):
-        fd = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            async with asyncio.timeout(STOP_S):
+                while await self.reader.read(1 << 16):
+                    pass
+        except (OSError, TimeoutError):
+            self.process.kill()
         finally:
-            os.close(fd)
+            self.writer.close()
+        await self.process.wait_gone(STOP_S)
+
+    async def leave(self) -> None:
+        """Let go of the process; it lives on. Returns when it can be seen that we have gone."""
+        self.writer.close()
+        with suppress(OSError):
+            await self.writer.wait_closed()
 
 
-def reap(pid: int) -> bool:
-    """Whether a child of ours has ended."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return False  # a former director's
+class Host:
+    """Where the process lives. Raises RhiError where `directory` can't be used."""
 
+    def __init__(self, directory: Path) -> None:
+        self._socket = directory / "bfd.sock"
+        self._place = Place(directory, "bfd")
+        offspring.prepare(directory, self._socket)
 
-async def _connect(files: Files) -> Connection | None:
-    """None where nobody listens. One that hangs is killed. Raises RhiError where it has another director."""
-    try:
-        reader, writer = await asyncio.open_unix_connection(files.socket, limit=messages.MAX_LINE)
-    except OSError:
+    async def attach(self, scheduling: str) -> Connection:
+        """To the process that lives, if it speaks as we do, else to a new one. Raises RhiError."""
+        former = self._place.find()
+        if former is not None:
+            found = await self._connect_while_alive(former)
+            if found is not None and found.hello.get("bfd") == messages.PROTOCOL:
+                return found
+            await (found.end() if found is not None else former.stop())
+        return await self._start(scheduling)
+
+    async def stop(self) -> None:
+        """End the process if one is there and has no other director."""
+        with suppress(RhiError):
+            while (process := self._place.find()) is not None:  # a killed one has a standby, once
+                found = await self._connect(process)
+                await (found.end() if found is not None else process.stop())
+                await process.wait_gone(_POLL_S)
+            self._place.clear()
+
+    async def _start(self, scheduling: str) -> Connection:
+        arguments = ("-P", "-m", "vc5py.bfd.process", str(self._socket), "--scheduling", scheduling)
+        found = await self._connect_while_alive(self._place.spawn(arguments, {}))
+        if found is None:
+            raise RhiError(f"the BFD process doesn't start: {self._place.last_words()}")
+        return found
+
+    async def _connect_while_alive(self, process: Offspring) -> Connection | None:
+        """None where it ends, hangs, or doesn't listen in time."""
+        clock = asyncio.get_running_loop().time
+        end_at = clock() + START_S
+        while clock() < end_at:
+            found = await self._connect(process)
+            if found is not None:
+                return found
+            if await process.wait_gone(_POLL_S):
+                return None
         return None
-    pid = _peer(writer)
-    try:
-        async with asyncio.timeout(HELLO_S):
-            hello = messages.parse_line(await reader.readline())
-    except (OSError, ValueError, TimeoutError):
-        kill(pid)
+
+    async def _connect(self, process: Offspring) -> Connection | None:
+        """None where it doesn't listen (yet). One that hangs is killed. Raises RhiError where it has another
+        director.
+        """
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket, limit=messages.MAX_LINE)
+        except OSError:
+            return None
+        try:
+            hello = await _hello(reader) if _peer(writer) == process.pid else None
+        except (OSError, ValueError, TimeoutError):
+            process.kill()
+            hello = None
+        except BaseException:
+            writer.close()
+            raise
+        if hello is not None and not hello.get("busy"):
+            return Connection(reader, writer, process, hello)
         writer.close()
+        if hello is not None:
+            raise RhiError(f"{self._socket}: another director has the BFD sessions")
         return None
-    except BaseException:
-        writer.close()
-        raise
-    if hello.get("busy"):
-        writer.close()
-        raise RhiError(f"{files.socket}: another director has the BFD sessions")
-    return Connection(reader, writer, pid, hello)
+
+
+async def _hello(reader: asyncio.StreamReader) -> Mapping[str, Any]:
+    async with asyncio.timeout(HELLO_S):
+        return messages.parse_line(await reader.readline())
 
 
 def _peer(writer: asyncio.StreamWriter) -> int:
@@ -155,46 +141,3 @@ def _peer(writer: asyncio.StreamWriter) -> int:
         socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
     )
     return int(_CREDENTIALS.unpack(credentials)[0])
-
-
-async def _start(files: Files, scheduling: str) -> Connection:
-    pid = _spawn(files, scheduling)
-    clock = asyncio.get_running_loop().time
-    end_at = clock() + START_S
-    while clock() < end_at and not reap(pid):
-        await asyncio.sleep(_POLL_S)
-        found = await _connect(files)
-        if found is not None and found.pid == pid:
-            return found
-        if found is not None:
-            found.writer.close()
-    raise RhiError(f"the BFD process doesn't start: {_last_line(files.log)} (see {files.log})")
-
-
-def _spawn(files: Files, scheduling: str) -> int:
-    """By hand: asyncio and subprocess would end it with us."""
-    arguments = ("-P", "-m", "vc5py.bfd.process", str(files.socket), "--scheduling", scheduling)
-    log_flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    try:
-        return os.posix_spawn(
-            sys.executable,
-            [sys.executable, *arguments],
-            {"PATH": os.environ.get("PATH", os.defpath)},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(files.log), log_flags, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigmask=[],
-            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
-        )
-    except OSError as error:
-        raise RhiError(f"can't start the BFD process: {error}") from error
-
-
-def _last_line(log: Path) -> str:
-    try:
-        return log.read_text(errors="replace").strip().rpartition("\n")[2]
-    except OSError:
-        return ""

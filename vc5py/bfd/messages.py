@@ -6,7 +6,7 @@
     process -> director   {"status": [{...}, ...], "rejects": {...}, ...}    all of it, every second
                           {"changed": [{...}, ...]}                          at once
 
-Pure, standard library only. Must not know: sockets, sessions' logic. Invariant: what `Reader` and the
+Pure, standard library only. Must not know: sockets, sessions' logic. Invariant: what the
 functions here accept has the right types; everything else is a ValueError.
 """
 

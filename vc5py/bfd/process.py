@@ -5,9 +5,14 @@ packets, so this has a process of its own whose only work is BFD, with real-time
 that is permitted, its memory locked. And like the routes, sessions outlive a director that died or restarts:
 for `hold_s`; then they go administratively down and the process ends.
 
-Imports the standard library and its own package, so that it starts at once. Must not know: BGP.
+While it has sessions, a standby sleeps behind it, with the same sockets, and with what is known of the
+sessions in shared memory. If this process is killed, the standby goes on where it was: to the neighbors,
+nothing has happened, and silence is judged by when they were last heard, by whichever process. The director
+sees its connection closed, and comes to the new process by the same socket.
+
+Imports little but the standard library, so that it starts at once. Must not know: BGP.
 Invariants: it never waits for the director, whose connection is dropped where it doesn't read; it judges
-silence only after it has read what has arrived.
+silence only after it has read what has arrived; no standby takes sessions up that were told to end.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import random
 import select
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,10 +33,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from vc5py.bfd import messages
+from vc5py import claim
+from vc5py.bfd import messages, standby
+from vc5py.bfd.ledger import Ledger
 from vc5py.bfd.messages import Wish
 from vc5py.bfd.sessions import Sessions
 from vc5py.bfd.sockets import Receiver, Sender
+from vc5py.bfd.standby import Standby
 
 PRIORITY = 10
 NICE = -20
@@ -38,6 +47,9 @@ REPORT_S = 1.0
 # A fresh process has no director yet; it gets at least this long to come.
 FIRST_DIRECTOR_S = 5.0
 RETRY_S = 1.0
+# What ps(1) calls the process that speaks, and the one behind it.
+NAME, STANDBY_NAME = "vc5-bfd", "vc5-bfd-standby"
+_CONNECTIONS = 4
 BACKLOG = 1 << 18
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 # Nothing waits in here for longer, whatever the clocks say.
@@ -48,8 +60,7 @@ def raise_priority(scheduling: str) -> str:
     """As high as asked for and permitted; what it is: fifo, nice or normal."""
     if scheduling == "fifo":
         with suppress(OSError):
-            flags = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
-            os.sched_setscheduler(0, flags, os.sched_param(PRIORITY))
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
             return "fifo"
     if scheduling in ("fifo", "nice"):
         with suppress(OSError):
@@ -101,10 +112,13 @@ class Director:
 
 
 class Process:
-    """Made with a listening socket; `run` returns when it is over."""
+    """Made with a listening socket; `run` returns when it is over. `claimed`: the file whose claim says which
+    process has these sessions (claim.py).
+    """
 
-    def __init__(self, listener: socket.socket, scheduling: str) -> None:
+    def __init__(self, listener: socket.socket, claimed: Path, scheduling: str) -> None:
         self._listener = listener
+        self._claimed = claimed
         self._scheduling = scheduling
         self._rng = random.SystemRandom()
         self._sessions = Sessions()
@@ -120,19 +134,37 @@ class Process:
         self._end_at: float | None = None
         self._asked_to_stop = False
         self._late_s = 0.0
-        self._poll = select.epoll()
-        self._poll.register(listener.fileno(), select.EPOLLIN)
-        self._heed_signals()
+        self._standby: Standby | None = None
+        self._standby_at = 0.0
+        self._ledger: Ledger | None = None
+        self._wait_for_events()
 
     def run(self) -> None:
-        while self._end_at is None or time.monotonic() < self._end_at:
-            planned = self._sleep_until()
-            for fd, _ in self._poll.poll(max(0.0, planned - time.monotonic())):
-                self._heed(fd)
-            self._late_s = max(self._late_s, time.monotonic() - planned)
-            self._work()
-            if self._asked_to_stop:
-                self.stop()
+        try:
+            while self._end_at is None or time.monotonic() < self._end_at:
+                self._have_standby()
+                self._round()
+        finally:
+            self._end_standby()  # the program ends, or has failed: the standby's would fail too
+
+    def _round(self) -> None:
+        planned = self._sleep_until()
+        for fd, _ in self._poll.poll(max(0.0, planned - time.monotonic())):
+            self._heed(fd)
+        self._late_s = max(self._late_s, time.monotonic() - planned)
+        self._work()
+        if self._ledger is not None:
+            self._ledger.note(self._sessions.entries)
+        if self._asked_to_stop:
+            self.stop()
+
+    def _wait_for_events(self) -> None:
+        """An epoll of this process: one that was inherited would be the other's too."""
+        self._poll = select.epoll()
+        self._poll.register(self._listener.fileno(), select.EPOLLIN)
+        for receiver in self._receivers.values():
+            self._poll.register(receiver.fileno(), select.EPOLLIN)
+        self._heed_signals()
 
     def _heed_signals(self) -> None:
         """A signal is a wish, carried out between two rounds; the wake-up pipe ends the wait for the next."""
@@ -146,9 +178,18 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask)
 
+    def _ignore_signals(self) -> None:
+        """As a process that has nothing to tidy up when it is ended."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        os.close(self._wakened)
+        os.close(self._waker)
+
     def stop(self) -> None:
         """Administratively down, told for as long as the neighbors take to find out; then over."""
         if self._end_at is None:
+            self._end_standby()
             now = time.monotonic()
             self._end_at = now + self._sessions.close(now)
             self._transmit()
@@ -167,6 +208,8 @@ class Process:
             self._accept()
         elif fd == self._wakened:
             os.read(fd, 64)
+        elif self._standby is not None and fd == self._standby.fd:
+            self._end_standby()  # it has died: have another
         elif self._director is not None and fd == self._director.connection.fileno():
             self._listen()
 
@@ -186,6 +229,55 @@ class Process:
     def _transmit(self) -> None:
         for neighbor, data in self._sessions.advance(time.monotonic(), self._rng):
             self._senders[neighbor].send(data)
+
+    # The standby
+
+    def _have_standby(self) -> None:
+        """Where there is none. In the standby itself this returns when it is to go on as this process."""
+        while self._lacks_standby():
+            self._standby_at = time.monotonic() + RETRY_S
+            self._ledger = Ledger(self._sessions.entries)
+            try:
+                forked = standby.fork()
+            except OSError:
+                self._ledger = None
+                return
+            if isinstance(forked, Standby):
+                self._standby = forked
+                self._poll.register(forked.fd, select.EPOLLIN)
+            else:
+                self._stand_by(forked, self._ledger)
+
+    def _lacks_standby(self) -> bool:
+        if self._standby is not None or self._end_at is not None or self._asked_to_stop:
+            return False
+        return bool(self._wishes) and time.monotonic() >= self._standby_at
+
+    def _end_standby(self) -> None:
+        """Closing its descriptor also ends the waiting for it."""
+        if self._standby is not None:
+            self._standby.end()
+        self._standby = self._ledger = None
+
+    def _stand_by(self, speaker: standby.Speaker, ledger: Ledger) -> None:
+        """Until the speaking process is dead; then take its place."""
+        self._lose_director()
+        self._ignore_signals()
+        standby.name(STANDBY_NAME)
+        standby.close_files(self._claimed)  # while that can't cost the claim
+        lock_memory()  # that isn't inherited
+        speaker.outlive()
+        self._listener.listen(_CONNECTIONS)  # so that the kernel names this process to who connects
+        if not claim.take(self._claimed):
+            sys.exit("another BFD process was started meanwhile")
+        standby.name(NAME)
+        self._sessions.restore(ledger.read())
+        self._ledger, self._standby_at = None, 0.0
+        self._poll.close()
+        self._wait_for_events()
+        self._alone_since = time.monotonic()
+        self._late_s = 0.0
+        self._work()
 
     # The director
 
@@ -225,15 +317,19 @@ class Process:
         if message.get("stop"):
             self.stop()
         elif self._end_at is None and "sessions" in message:
-            self._configure(messages.parse_wishes(message))
-            self._hold_s = float(message.get("hold_s", self._hold_s))
+            hold_s = float(message.get("hold_s", self._hold_s))
+            self._configure(messages.parse_wishes(message), hold_s)
 
-    def _configure(self, wanted: dict[str, Wish]) -> None:
+    def _configure(self, wanted: dict[str, Wish], hold_s: float) -> None:
         moved = {
             n for n, wish in wanted.items() if n in self._wishes and self._wishes[n].source != wish.source
         }
         for neighbor in (self._wishes.keys() - wanted.keys()) | moved:
             self._senders.pop(neighbor).close()
+        if (wanted, hold_s) != (self._wishes, self._hold_s):
+            self._end_standby()  # it has sockets and memory for what there was
+            self._standby_at = 0.0
+        self._hold_s = hold_s
         self._wishes = wanted
         for neighbor, wish in wanted.items():
             if neighbor not in self._senders:
@@ -301,7 +397,7 @@ def listen(path: Path) -> socket.socket:
     os.umask(0o177)
     temporary.unlink(missing_ok=True)
     listener.bind(str(temporary))
-    listener.listen(4)
+    listener.listen(_CONNECTIONS)
     temporary.replace(path)
     return listener
 
@@ -311,7 +407,9 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("--scheduling", choices=("fifo", "nice", "normal"), default="fifo")
     arguments = parser.parse_args()
-    process = Process(listen(arguments.socket), raise_priority(arguments.scheduling))
+    claimed = arguments.socket.with_suffix(".pid")
+    process = Process(listen(arguments.socket), claimed, raise_priority(arguments.scheduling))
+    standby.name(NAME)
     lock_memory()
     gc.freeze()
     gc.disable()  # nothing here makes cycles; a collection is time that a packet may not have

@@ -11,6 +11,8 @@ priority. One reading takes a bounded number of datagrams.
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import random
 import socket
 import struct
@@ -166,14 +168,19 @@ class Sender:
         return sock
 
     def _bind(self, sock: socket.socket) -> None:
+        """Raises OSError. No error is kept in a variable: that is a cycle, and the process collects none."""
         tries = [self._port] if self._port else self._rng.sample(SOURCE_PORTS, _BIND_TRIES)
+        if self._port:  # which a process that was forked from this one may hold
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for port in tries:
             try:
                 sock.bind((self._source, port))
             except OSError as error:
-                last = error
+                if error.errno != errno.EADDRINUSE:
+                    raise
                 continue
             self._port = port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             return
         self._port = None
-        raise last
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

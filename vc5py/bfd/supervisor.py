@@ -18,13 +18,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from vc5py.bfd import child, messages
-from vc5py.bfd.child import Connection, Files, GoneError
+from vc5py.bfd import messages
+from vc5py.bfd.child import STOP_S, Connection, GoneError, Host
 from vc5py.bfd.messages import Wish
 from vc5py.bfd.packet import Diagnostic
 from vc5py.bfd.sessions import Status
-from vc5py.errors import RhiError
 from vc5py.model import IPAddress
+from vc5py.offspring import Supervision
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Supervisor:
     """
 
     def __init__(self, state_dir: Path, on_reachable: OnReachable, *, scheduling: str = "fifo") -> None:
-        self._files = Files(state_dir.absolute())
+        self._host = Host(state_dir.absolute())
         self._on_reachable = on_reachable
         self._scheduling = scheduling
         self._wishes: dict[str, Wish] = {}
@@ -65,8 +65,7 @@ class Supervisor:
         self._unreachable: set[str] = set()
         self._report = Report()
         self._changed = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
-        self._files.prepare()
+        self._supervision = Supervision("bfd", self._serve, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S)
 
     def configure(self, wishes: Mapping[IPAddress, Wish], hold_s: float) -> None:
         """From now on exactly these; sessions that stay are told their new settings and stay up."""
@@ -94,51 +93,36 @@ class Supervisor:
 
     async def run(self) -> None:
         """Until cancelled, which leaves the process alive for `hold_s`, or until `shutdown`."""
-        worker = self._worker = asyncio.create_task(self._supervise(), name="bfd-supervise")
-        try:
-            await asyncio.wait({worker})
-        finally:
-            worker.cancel()
-            await asyncio.wait({worker})
-        if not worker.cancelled():
-            worker.result()
+        await self._supervision.run()
 
     async def shutdown(self) -> None:
         """Takes all sessions administratively down; returns when the process has ended. Ends `run` too."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait({self._worker})
-        await child.stop(self._files)
+        await self._supervision.end()
+        await self._host.stop()
 
     # Supervision
-
-    async def _supervise(self) -> None:
-        retry_s = RETRY_MIN_S
-        clock = asyncio.get_running_loop().time
-        while True:
-            started = clock()
-            try:
-                await self._serve()
-            except (RhiError, OSError) as error:
-                _log.warning("bfd interrupted reason=%s retry_s=%g", error, retry_s)
-            if clock() - started > RETRY_MAX_S:
-                retry_s = RETRY_MIN_S
-            await asyncio.sleep(retry_s)
-            retry_s = min(2 * retry_s, RETRY_MAX_S)
 
     async def _serve(self) -> None:
         """Have a process while anything is wanted, and heed it."""
         if not self._wishes:
-            await child.stop(self._files)
+            await self._host.stop()
         while not self._wishes:
             self._changed.clear()
             await self._changed.wait()
-        process = await child.attach(self._files, self._scheduling)
-        self._report = Report(scheduling=str(process.hello.get("scheduling", "")))
-        _log.info("bfd process pid=%d scheduling=%s", process.pid, self._report.scheduling)
+        connection = await self._host.attach(self._scheduling)
+        self._report = Report(scheduling=str(connection.hello.get("scheduling", "")))
+        _log.info("bfd process pid=%d scheduling=%s", connection.process.pid, self._report.scheduling)
+        try:
+            await self._converse(connection)
+        finally:
+            self._forget_all()
+            await connection.leave()
+
+    async def _converse(self, connection: Connection) -> None:
+        """Until nothing is wanted any more. Raises RhiError when the process can't be talked to."""
         tasks = [
-            asyncio.create_task(self._listen(process), name="bfd-listen"),
-            asyncio.create_task(self._tell(process), name="bfd-tell"),
+            asyncio.create_task(self._listen(connection), name="bfd-listen"),
+            asyncio.create_task(self._tell(connection), name="bfd-tell"),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -146,29 +130,28 @@ class Supervisor:
             for task in tasks:
                 task.cancel()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            await child.leave(process)
-            self._forget_all()
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
 
-    async def _tell(self, process: Connection) -> None:
+    async def _tell(self, connection: Connection) -> None:
         """What is wanted, as often as it changes; until nothing is."""
         while self._wishes:
             self._changed.clear()
-            process.writer.write(messages.wishes(self._wishes.values(), self._hold_s))
+            connection.writer.write(messages.wishes(self._wishes.values(), self._hold_s))
             await self._changed.wait()
 
-    async def _listen(self, process: Connection) -> None:
+    async def _listen(self, connection: Connection) -> None:
         while True:
             try:
                 async with asyncio.timeout(SILENCE_S):
-                    line = await process.reader.readline()
+                    line = await connection.reader.readline()
                 if not line:
+                    await connection.process.wait_gone(STOP_S)
                     raise GoneError("the BFD process has gone")
                 self._heed(messages.parse_line(line))
             except TimeoutError as error:
-                child.kill(process.pid)
+                connection.process.kill()
                 raise GoneError(f"the BFD process says nothing for {SILENCE_S:g} s") from error
             except (ValueError, TypeError, AttributeError, KeyError) as error:
                 raise GoneError(f"the BFD process talks nonsense: {error!r}") from error

@@ -1,8 +1,12 @@
-"""Runs ExaBGP with two things changed that nothing can configure. Run as a script, with ExaBGP's arguments;
+"""Runs ExaBGP with a few things changed that nothing can configure. Run as a script, with ExaBGP's arguments;
 knows nothing of the package.
 
-The time between two attempts to connect is bounded to a few seconds. ExaBGP's own bound is a minute: a
-router that comes back after an outage of minutes would wait for its routes for so long.
+The time between two attempts to connect is bounded to a few seconds, and so is an attempt. ExaBGP's bounds
+are a minute, and two for a router that drops our packets: one that comes back after an outage would wait
+for its routes for so long.
+
+An attempt that fails says why, by an event like that of a session's end. ExaBGP takes a refused connection
+for a good one, and says nothing of the others.
 
 A reload is carried out at once. ExaBGP 5.0 forgets one that comes while updates wait to be sent, as they do
 for ever while any neighbor is away. It waits for the sake of routes in its configuration; ours has none.
@@ -12,12 +16,19 @@ Invariant: without the methods that are replaced it ends with an error, so a new
 
 from __future__ import annotations
 
+import os
+import select
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 LONGEST_S = 5
+ATTEMPT_S = 5.0
+MAX_WHY = 200
+NO_ANSWER = "no answer to TCP: unreachable, filtered, or it expects an MD5 password"
+NO_ANSWER_MD5 = "no answer to TCP: unreachable, filtered, or it has another MD5 password"
 
 
 def longer(delay: Any) -> None:
@@ -32,17 +43,87 @@ def nothing_pending(_reactor: Any) -> bool:
     return False
 
 
-def replace(owner: type, name: str, method: Callable[[Any], Any]) -> None:
+def attempting(failure: type[Exception]) -> Callable[[Any], Iterator[bool]]:
+    """In place of `Outgoing.establish`: one attempt. Yields whether it has succeeded, until it has; raises
+    `failure` with the reason.
+    """
+
+    def establish(connection: Any) -> Iterator[bool]:
+        issue = connection._connect()
+        if issue:
+            raise failure(str(issue))
+        end = time.monotonic() + ATTEMPT_S
+        writable = select.poll()
+        writable.register(connection.io, select.POLLOUT)
+        while not writable.poll(0):
+            if time.monotonic() >= end:
+                connection.close()
+                raise failure(NO_ANSWER_MD5 if connection.md5 else NO_ANSWER)
+            yield False
+        error = connection.io.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            connection.close()
+            raise failure(os.strerror(error).lower())
+        connection.success()
+        if not connection.local:
+            connection.local = connection.io.getsockname()[0]
+        yield True
+
+    return establish
+
+
+def explaining(
+    close: Callable[[Any, str, str], None], silent: Container[Any], broken: type[Exception]
+) -> Callable[..., None]:
+    """In place of `Peer._close`, which is `close`, tells no reasons, and nothing in the states `silent`.
+    `broken` is raised where the relay can't be told.
+    """
+
+    def closing(peer: Any, message: str = "", error: object = "") -> None:
+        reason = why(message, str(error))
+        if error and peer.fsm in silent:
+            try:
+                peer.reactor.processes.down(peer.neighbor, reason)
+            except broken:
+                pass  # ExaBGP finds out by itself
+        close(peer, reason, "")
+
+    return closing
+
+
+def why(message: str, error: str) -> str:
+    """ExaBGP's words and the reason in one line. "closing connection" says nothing beside a reason."""
+    words = [word for word in (message, error) if word]
+    if error and message == "closing connection":
+        words = [error]
+    return " ".join(": ".join(words).split())[:MAX_WHY]
+
+
+def replace(owner: type, name: str, method: Callable[..., Any]) -> None:
     if not callable(getattr(owner, name, None)):
         raise SystemExit(f"this ExaBGP has no {owner.__name__}.{name}: install ExaBGP 5")
     setattr(owner, name, method)
 
 
-if __name__ == "__main__":
-    from exabgp.application.main import main  # type: ignore[import-untyped]
+def replace_all() -> None:
+    """Everything that is changed."""
+    from exabgp.bgp.fsm import FSM  # type: ignore[import-untyped]
+    from exabgp.reactor.api.processes import ProcessError  # type: ignore[import-untyped]
     from exabgp.reactor.delay import Delay  # type: ignore[import-untyped]
     from exabgp.reactor.loop import Reactor  # type: ignore[import-untyped]
+    from exabgp.reactor.network.error import NotConnected  # type: ignore[import-untyped]
+    from exabgp.reactor.network.outgoing import Outgoing  # type: ignore[import-untyped]
+    from exabgp.reactor.peer import Peer  # type: ignore[import-untyped]
 
     replace(Delay, "increase", longer)
     replace(Reactor, "_pending_adjribout", nothing_pending)
+    replace(Outgoing, "_connect", Outgoing._connect)
+    replace(Outgoing, "establish", attempting(NotConnected))
+    replace(Peer, "_close", explaining(Peer._close, (FSM.IDLE, FSM.ACTIVE), ProcessError))
+
+
+if __name__ == "__main__":
+    from exabgp.application.main import main  # type: ignore[import-untyped]
+
+    replace_all()
     sys.exit(main())

@@ -26,6 +26,7 @@ from vc5py.rhi.sessions import Session
 
 WITHDRAW_ALL = "clear adj-rib out"
 NOTHING = "version"
+RELOAD = "reload"
 SHOW_NEIGHBORS = "show neighbor json"
 SHOW_ROUTES = "show adj-rib out"
 _RELAY = "relay"

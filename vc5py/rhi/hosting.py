@@ -3,7 +3,9 @@
 Must not know: routes, neighbors, what is in a configuration beyond whether it can be taken over by a reload.
 
 Invariants: there is at most one ExaBGP of a state directory. One that can be made into what is wanted without
-an end of its sessions is never replaced.
+an end of its sessions is never replaced. One that is adopted reads its configuration again: a director may
+have died after it wrote that. Cancelled at any moment, no connection stays behind that would keep the relay's
+next director out.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from vc5py.errors import RhiError
+from vc5py.offspring import Offspring
 from vc5py.rhi import child, grammar, relay
-from vc5py.rhi.child import Child, StateFiles
+from vc5py.rhi.child import StateFiles
 from vc5py.rhi.link import Link, LinkLostError
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ START_S = 15.0
 _POLL_S = 0.05
 # A relay that died is replaced by ExaBGP within this time, else ExaBGP is replaced.
 _RELAY_S = 5.0
+_TURNS = 3
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -34,94 +38,92 @@ class Host:
     """Raises RhiError when there is no ExaBGP or `state_dir` can't be used."""
 
     def __init__(self, state_dir: Path, on_event: OnEvent) -> None:
-        self.files = StateFiles(state_dir.absolute())
+        self._files = StateFiles(state_dir.absolute())
+        self._place = self._files.place()
         self._on_event = on_event
         self._exabgp = child.program()
-        self.files.prepare()
+        self._files.prepare()
 
     @property
     def relay_command(self) -> tuple[str, ...]:
-        return (sys.executable, "-I", "-S", relay.__file__, str(self.files.socket))
+        return (sys.executable, "-I", "-S", relay.__file__, str(self._files.socket))
 
     async def attach(self, text: str, hold_s: float) -> Link:
         """A connection to an ExaBGP with this configuration: the living one if it can be made so, else a new
-        one in its place.
+        one in its place. It's the caller's to close.
         """
-        link = await self._connect_to_former()
-        if link is not None:
-            self.files.pid.write_text(f"{link.exabgp}\n")
-            if self.reconfigure(text, hold_s):
-                log.info("exabgp adopted pid=%d", link.exabgp)
+        former = self._place.find()
+        if former is not None:
+            link = await self._connect_while_alive(former, _RELAY_S)
+            if link is not None and await self._adopt(link, text, hold_s):
                 return link
-            await link.close()
         await self.stop()
         return await self._start(text, hold_s)
 
     def former_lives(self) -> bool:
         """Whether there is an ExaBGP of ours already."""
-        former = child.find(self.files)
-        if former is None:
-            return False
-        former.close()
-        return True
+        return self._place.find() is not None
 
-    def reconfigure(self, text: str, hold_s: float) -> bool:
+    async def reconfigure(self, link: Link, text: str, hold_s: float) -> bool:
         """Have the living ExaBGP take over another configuration; whether it can. Sessions with neighbors
         that don't change stay up.
+
+        By a command, not by the signal: that would end an ExaBGP which doesn't heed it yet, and may be lost.
         """
-        written = self.files.written_configuration()
+        written = self._files.written_configuration()
         if written is None or not grammar.reloadable(written, self.relay_command):
             return False
-        self.files.write(text, hold_s)
-        exabgp = child.find(self.files) if written != text else None
-        if exabgp is not None:
-            exabgp.reload()
-            exabgp.close()
-            log.info("exabgp reconfigured pid=%d", exabgp.pid)
+        self._files.write(text, hold_s)
+        await link.command(grammar.RELOAD)
+        for _ in range(_TURNS):  # it reads the file between two turns
+            await link.command(grammar.NOTHING)
+        log.info("exabgp reconfigured pid=%d", link.exabgp)
         return True
 
     async def connect(self) -> Link | None:
         """To whatever ExaBGP there is; None where there is none."""
         try:
-            return await Link.connect(self.files.socket, self._on_event)
+            return await Link.connect(self._files.socket, self._on_event)
         except LinkLostError:
             return None
 
     async def stop(self) -> None:
         """End ExaBGP, if there is one."""
-        exabgp = child.find(self.files)
-        if exabgp is None:
-            return
-        try:
+        exabgp = self._place.find()
+        if exabgp is not None:
             await exabgp.stop()
             log.info("exabgp stopped pid=%d", exabgp.pid)
-        finally:
-            exabgp.close()
 
-    async def _connect_to_former(self) -> Link | None:
-        """A former director's relay. One that has just died is waited for while its ExaBGP lives."""
-        former = child.find(self.files)
-        if former is None:
-            return await self.connect()
+    def trim_log(self) -> None:
+        child.trim(self._place.log)
+
+    def remove_files(self) -> None:
+        self._files.remove()
+        self._place.clear()
+
+    async def _adopt(self, link: Link, text: str, hold_s: float) -> bool:
+        """Make a former director's ExaBGP ours; where it can't be, the connection is closed."""
+        adopted = False
         try:
-            return await self._connect_while_alive(former, _RELAY_S)
+            adopted = await self.reconfigure(link, text, hold_s)
         finally:
-            former.close()
+            if not adopted:
+                await link.close()
+        if adopted:
+            log.info("exabgp adopted pid=%d", link.exabgp)
+        return adopted
 
     async def _start(self, text: str, hold_s: float) -> Link:
-        self.files.prepare()  # a speaker before this one may have removed them at its end
-        self.files.write(text, hold_s)
-        exabgp = child.start(self.files, self._exabgp, grammar.environment(child.user()))
+        self._files.prepare()  # a speaker before this one may have removed them at its end
+        self._files.write(text, hold_s)
+        exabgp = child.start(self._place, self._files, self._exabgp, grammar.environment(child.user()))
         log.info("exabgp started pid=%d", exabgp.pid)
-        try:
-            link = await self._connect_while_alive(exabgp, START_S)
-        finally:
-            exabgp.close()
+        link = await self._connect_while_alive(exabgp, START_S)
         if link is None:
-            raise RhiError(f"ExaBGP doesn't start: {self.files.last_log_line()} (see {self.files.log})")
+            raise RhiError(f"ExaBGP doesn't start: {self._place.last_words()}")
         return link
 
-    async def _connect_while_alive(self, exabgp: Child, timeout_s: float) -> Link | None:
+    async def _connect_while_alive(self, exabgp: Offspring, timeout_s: float) -> Link | None:
         """Wait for the relay of this ExaBGP; None when time is over or ExaBGP ends."""
         clock = asyncio.get_running_loop().time
         end = clock() + timeout_s

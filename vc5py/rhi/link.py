@@ -68,7 +68,7 @@ class Link:
                     raise
         except (OSError, TimeoutError, ValueError) as error:
             raise LinkLostError(f"{path}: no relay answers: {error}") from error
-        if hello.get("relay") != PROTOCOL:
+        if hello.get("relay") != PROTOCOL or hello.get("exabgp", 0) <= 1:
             writer.close()
             if hello.get("busy"):
                 raise RelayBusyError(f"{path}: another director holds the routes")
@@ -100,11 +100,12 @@ class Link:
             self._listener.result()
 
     async def close(self) -> None:
+        """Whoever is cancelled in here has closed it too."""
+        self._writer.transport.abort()
         self._listener.cancel()
         await asyncio.wait({self._listener})
         if not self._listener.cancelled():
             self._listener.exception()
-        self._writer.close()
 
     async def _listen(self) -> None:
         try:

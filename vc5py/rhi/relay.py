@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -90,6 +91,8 @@ class Relay:
         self._hold_s = hold_s
         self._exabgp = os.getppid()
         self._exabgp_fd = os.pidfd_open(self._exabgp)
+        if abandoned():
+            sys.exit(0)
         self._selector = selectors.DefaultSelector()
         self._listener = listen(path)
         self._director: Director | None = None
@@ -258,6 +261,13 @@ class Relay:
             self._deadline = time.monotonic() + TERMINATE_S
             while not self._expired():
                 self._turn()
+
+
+def abandoned() -> bool:
+    """Whether ExaBGP has gone before we came: then the place of the socket is its successor's."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
 
 def listen(path: Path) -> socket.socket:

@@ -6,19 +6,14 @@ here.
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from pathlib import Path
 
-from vc5py.errors import RhiError
+from vc5py import credentials
+from vc5py.errors import RhiError, SecretError
 from vc5py.model import IPAddress, Neighbor, RhiConfig, Secret
-
-MAX_PASSWORD = 80
-"""TCP_MD5SIG_MAXKEYLEN, tcp(7)."""
 
 Passwords = Mapping[Secret, bytes]
 
@@ -95,30 +90,8 @@ def source_address(peer: IPAddress, port: int) -> IPAddress:
 
 def passwords(config: RhiConfig) -> dict[Secret, bytes]:
     """All of them, read now. RhiError names the place of one that can't be had, and never tells it."""
-    return {
-        neighbor.password: _password(neighbor.password)
-        for neighbor in config.neighbors
-        if neighbor.password is not None
-    }
-
-
-def _password(secret: Secret) -> bytes:
-    if secret.file is not None:
-        where, text = secret.file, _from_file(Path(secret.file))
-    else:
-        where = f"the variable {secret.variable}"
-        text = os.environb.get((secret.variable or "").encode(), b"")
-    password = text.removesuffix(b"\n").removesuffix(b"\r")
-    if not 0 < len(password) <= MAX_PASSWORD:
-        raise RhiError(f"{where}: found {len(password)} bytes, expected a password of 1 to {MAX_PASSWORD}")
-    return password
-
-
-def _from_file(path: Path) -> bytes:
+    places = [neighbor.password for neighbor in config.neighbors if neighbor.password is not None]
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
-                raise RhiError(f"{path}: a password that everybody can read: chmod 600 it")
-            return file.read(MAX_PASSWORD + 3)
-    except OSError as error:
-        raise RhiError(f"{path}: the password can't be read: {error.strerror}") from error
+        return {place: credentials.bgp_password(place) for place in places}
+    except SecretError as error:
+        raise RhiError(str(error)) from error

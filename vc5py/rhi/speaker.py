@@ -19,7 +19,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,12 +28,14 @@ from vc5py.core import rib
 from vc5py.core.rib import Route, RouteAction, RouteChange
 from vc5py.errors import RhiError
 from vc5py.model import IPAddress, Neighbor, RhiConfig
-from vc5py.rhi import grammar, sessions
+from vc5py.offspring import Supervision
+from vc5py.rhi import grammar, sessions, signatures
 from vc5py.rhi.grammar import SessionState as SessionState
 from vc5py.rhi.hosting import Host
 from vc5py.rhi.link import CommandRefusedError, Link, LinkLostError, NoAnswerError, RelayBusyError
 from vc5py.rhi.sessions import Machine as Machine
 from vc5py.rhi.sessions import Session
+from vc5py.rhi.signatures import Dropped
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,6 @@ CHECK_S = 30.0
 FLUSH_S = 2.0
 RETRY_MIN_S = 0.25
 RETRY_MAX_S = 30.0
-_TURNS = 3
 
 OnSession = Callable[[IPAddress, SessionState], None]
 
@@ -49,13 +50,15 @@ OnSession = Callable[[IPAddress, SessionState], None]
 @dataclass(frozen=True, slots=True)
 class Standing:
     """How it is with one neighbor. `since`: Unix timestamp of the last change of `state`. `why`: what ended
-    the last session, or keeps one from coming up. `routes`: how many it was told.
+    the last session, or keeps one from coming up. `routes`: how many it was told in this session. `dropped`:
+    what had been dropped for its MD5 signature then.
     """
 
     state: SessionState = SessionState.DOWN
     since: float = 0.0
     why: str = ""
     routes: int = 0
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 class Speaker:
@@ -75,7 +78,8 @@ class Speaker:
         self._host = Host(state_dir, self._event)
         self._on_session = on_session
         self._sessions: tuple[Session, ...] = ()
-        self._standing = {peer: Standing(since=time.time()) for peer in config.peers}
+        self._standing = dict.fromkeys(config.peers, _fresh())
+        self._heard = False  # whether ExaBGP says how it is with its sessions
         self._reconfigured = False
         self._desired: frozenset[IPAddress] | None = None
         self._unreachable: frozenset[IPAddress] = frozenset()
@@ -86,7 +90,7 @@ class Speaker:
         self._impossible: frozenset[Route] = frozenset()
         self._version = 0
         self._wake = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
+        self._supervision = Supervision("rhi", self._attempt, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S)
 
     # What is wanted
 
@@ -119,7 +123,7 @@ class Speaker:
             return
         sessions.resolve(config, self._machine, passwords)
         self._config, self._passwords = config, passwords
-        fresh = Standing(since=time.time())
+        fresh = _fresh()
         self._standing = {peer: self._standing.get(peer, fresh) for peer in config.peers}
         self._reconfigured = True
         self._changed()
@@ -137,12 +141,18 @@ class Speaker:
     def standings(self) -> Mapping[Neighbor, Standing]:
         """Everything to know of every configured neighbor."""
         routes = Counter(neighbor for neighbor, _ in self._told)
-        return MappingProxyType(
-            {
-                neighbor: replace(self._standing[neighbor.address], routes=routes[neighbor.address])
-                for neighbor in self._config.neighbors
-            }
-        )
+        dropped = signatures.dropped()
+
+        def standing(neighbor: Neighbor) -> Standing:
+            one = self._standing[neighbor.address]
+            if one.state is SessionState.ESTABLISHED:
+                return replace(one, routes=routes[neighbor.address])
+            if not neighbor.passive or not self._heard:
+                return one
+            hint = signatures.hint(neighbor, one.dropped, dropped)
+            return replace(one, why=f"{one.why}; {hint}" if one.why else hint)
+
+        return MappingProxyType({neighbor: standing(neighbor) for neighbor in self._config.neighbors})
 
     def announced(self) -> frozenset[IPAddress]:
         """The VIPs whose routes ExaBGP has, for all neighbors that are to know of them: sent to those whose
@@ -155,14 +165,7 @@ class Speaker:
 
     async def run(self) -> None:
         """Supervise ExaBGP until cancelled, which leaves it alive for `hold_s`, or until `shutdown`."""
-        worker = self._worker = asyncio.create_task(self._supervise(), name="rhi-supervise")
-        try:
-            await asyncio.wait({worker})
-        finally:
-            worker.cancel()
-            await asyncio.wait({worker})
-        if not worker.cancelled():
-            worker.result()
+        await self._supervision.run()
 
     async def shutdown(self) -> None:
         """Announce for graceful shutdown, wait, withdraw, give ExaBGP up to FLUSH_S to send that, end it, and
@@ -170,9 +173,7 @@ class Speaker:
 
         Ends `run` too. Leaves everything alone where another director has taken over.
         """
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait({self._worker})
+        await self._supervision.end()
         try:
             await self._take_leave()
         except RelayBusyError as error:
@@ -181,7 +182,7 @@ class Speaker:
         except (RhiError, TimeoutError) as error:
             log.warning("rhi withdrawal not confirmed reason=%s", error or "timeout")
         await self._host.stop()
-        self._host.files.remove()
+        self._host.remove_files()
         self._forget()
         log.info("rhi stopped")
 
@@ -223,28 +224,25 @@ class Speaker:
         while (now := await self._observe_sessions(link)) != before:
             before = now
 
-    async def _supervise(self) -> None:
-        retry_s = RETRY_MIN_S
-        clock = asyncio.get_running_loop().time
-        while True:
-            started = clock()
-            try:
-                await self._serve()
-            except NoAnswerError as error:
-                log.error("exabgp hangs reason=%s", error)
+    async def _attempt(self) -> None:
+        """What was known is void when the connection has ended."""
+        try:
+            await self._serve()
+        except (RhiError, OSError) as error:
+            self._forget("" if self._host.former_lives() else str(error))
+            if isinstance(error, NoAnswerError):
                 await self._host.stop()
-            except (RhiError, OSError) as error:
-                log.warning("rhi interrupted reason=%s retry_s=%g", error, retry_s)
-            self._forget()
-            if clock() - started > RETRY_MAX_S:
-                retry_s = RETRY_MIN_S
-            await asyncio.sleep(retry_s)
-            retry_s = min(2 * retry_s, RETRY_MAX_S)
+            raise
 
     async def _serve(self) -> None:
         """Keep the routes right as long as one connection to the relay lasts. Its end raises RhiError."""
         link = await self._host.attach(self._resolved(), self._config.hold_s)
-        await self._until_taken_over(link)
+        try:
+            await self._reconcile_until_lost(link)
+        finally:
+            await link.close()
+
+    async def _reconcile_until_lost(self, link: Link) -> None:
         reconcile = asyncio.create_task(self._reconcile(link), name="rhi-reconcile")
         lost = asyncio.create_task(link.lost(), name="rhi-link-lost")
         try:
@@ -253,7 +251,6 @@ class Speaker:
             reconcile.cancel()
             lost.cancel()
             outcomes = await asyncio.gather(reconcile, lost, return_exceptions=True)
-            await link.close()
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -274,7 +271,7 @@ class Speaker:
         while True:
             await self._observe_sessions(link)
             await self._observe_routes(link)
-            self._host.files.trim_log()
+            self._host.trim_log()
             check_at = clock() + CHECK_S
             while (left_s := check_at - clock()) > 0 and not self._reconfigured:
                 if self._desired is None and clock() >= undecided_until:
@@ -291,15 +288,9 @@ class Speaker:
                 await self._reload(link)
 
     async def _reload(self, link: Link) -> None:
-        if not self._host.reconfigure(self._resolved(), self._config.hold_s):
+        if not await self._host.reconfigure(link, self._resolved(), self._config.hold_s):
             await self._host.stop()
             raise LinkLostError("ExaBGP begins anew with another relay")
-        await self._until_taken_over(link)
-
-    async def _until_taken_over(self, link: Link) -> None:
-        """ExaBGP heeds signals in every turn, and takes in at most one of these in each."""
-        for _ in range(_TURNS):
-            await link.command(grammar.NOTHING)
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         try:
@@ -385,6 +376,9 @@ class Speaker:
         statuses = grammar.parse_neighbors(await link.command(grammar.SHOW_NEIGHBORS))
         for status in statuses:
             self._set_session(status.address, status.state)
+        for peer in {one.neighbor.address for one in self._sessions} - {one.address for one in statuses}:
+            self._set_session(peer, SessionState.DOWN, _UNKNOWN)
+        self._heard = True
         return {s.address: s.updates_sent for s in statuses if s.state is SessionState.ESTABLISHED}
 
     async def _observe_routes(self, link: Link) -> None:
@@ -408,29 +402,38 @@ class Speaker:
         before = self._standing.get(peer)
         if before is None:
             return  # a peer that isn't ours
-        if why:
-            before = self._standing[peer] = replace(before, why=why)
-        if before.state is state:
-            return
         up = state is SessionState.ESTABLISHED
         notable = SessionState.ESTABLISHED in (state, before.state)  # attempts repeat for ever
-        self._standing[peer] = Standing(
-            state, time.time() if notable else before.since, "" if up else before.why
-        )
-        level = logging.INFO if notable else logging.DEBUG
-        log.log(level, "session %s peer=%s why=%r", state, peer, self._standing[peer].why)
+        if why and why != before.why and not notable:
+            log.info("session not up peer=%s why=%r", peer, why)
+        after = replace(before, state=state, why="" if up else why or before.why)
+        if state is not before.state and notable:
+            after = replace(after, since=time.time(), dropped=signatures.dropped())
+            log.info("session %s peer=%s why=%r", state, peer, after.why)
+        self._standing[peer] = after
+        if state is before.state:
+            return
         if up and peer in self._replaced:
             self._wake.set()
         if self._on_session is not None:
             self._on_session(peer, state)
 
-    def _forget(self) -> None:
-        """Nobody can say any more what the routers know."""
+    def _forget(self, why: str = "") -> None:
+        """Nobody can say any more what the routers know. `why` there is nobody, and so no session can begin;
+        of one that has been up it tells nothing.
+        """
+        self._heard = False
         self._told, self._refused, self._replaced = {}, frozenset(), frozenset()
         for peer in self._config.peers:
-            self._set_session(peer, SessionState.DOWN)
+            was_up = self._standing[peer].state is SessionState.ESTABLISHED
+            self._set_session(peer, SessionState.DOWN, "" if was_up else why)
 
 
+def _fresh() -> Standing:
+    return Standing(since=time.time(), dropped=signatures.dropped())
+
+
+_UNKNOWN = "ExaBGP doesn't know this neighbor: it refused its configuration, see its log"
 _DONE = {RouteAction.ANNOUNCE: "announced", RouteAction.WITHDRAW: "withdrawn"}
 
 

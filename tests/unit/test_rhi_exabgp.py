@@ -1,0 +1,199 @@
+"""What is changed of ExaBGP: attempts to connect, their bounds and reasons; what the kernel says of MD5."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from exabgp.logger.option import option  # type: ignore[import-untyped]
+from exabgp.protocol.family import AFI  # type: ignore[import-untyped]
+from exabgp.reactor.network.error import NotConnected  # type: ignore[import-untyped]
+from exabgp.reactor.network.outgoing import Outgoing  # type: ignore[import-untyped]
+
+from vc5py.model import Neighbor, Secret
+from vc5py.rhi import exabgp_main, signatures
+from vc5py.rhi.signatures import Dropped
+
+# Closed connections are logged, and the logger isn't made before ExaBGP runs.
+option.logger = logging.getLogger("exabgp")
+LOOPBACK = "127.0.0.1"
+TCP_MD5SIG = 14
+
+
+def test_waiting_between_attempts_is_bounded() -> None:
+    from exabgp.reactor.delay import Delay  # type: ignore[import-untyped]
+
+    class Ours(Delay):  # type: ignore[misc]
+        pass
+
+    exabgp_main.replace(Ours, "increase", exabgp_main.longer)
+    delay = Ours()
+    waits = []
+    for _ in range(30):
+        delay.increase()
+        waits.append(round(delay._time - time.time()))
+    assert waits[:6] == [0, 1, 2, 3, 4, 5]
+    assert max(waits) == exabgp_main.LONGEST_S
+
+
+def test_the_methods_are_those_of_exabgp() -> None:
+    from exabgp.reactor.loop import Reactor  # type: ignore[import-untyped]
+
+    assert callable(Reactor._pending_adjribout)
+    assert not exabgp_main.nothing_pending(None)
+    with pytest.raises(SystemExit, match=r"no Reactor\.gone"):
+        exabgp_main.replace(Reactor, "gone", exabgp_main.nothing_pending)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.socket() as listening:
+        listening.bind((LOOPBACK, 0))
+        listening.listen(0)
+        yield listening
+
+
+def attempt(port: int, md5: str = "") -> Iterator[bool]:
+    connection = Outgoing(AFI.ipv4, LOOPBACK, LOOPBACK, port, md5)
+    yield from exabgp_main.attempting(NotConnected)(connection)
+    connection.close()
+
+
+def test_an_attempt_succeeds(listener: socket.socket) -> None:
+    assert list(attempt(listener.getsockname()[1]))[-1]
+
+
+def test_a_refused_attempt_says_so_at_once() -> None:
+    """ExaBGP by itself takes it for an established one."""
+    with socket.socket() as nobody:
+        nobody.bind((LOOPBACK, 0))
+        with pytest.raises(NotConnected, match=r"^connection refused$"):
+            list(attempt(nobody.getsockname()[1]))
+
+
+@pytest.mark.parametrize(("md5", "words"), [("", "it expects an MD5"), ("secret", "it has another MD5")])
+def test_an_attempt_without_an_answer_ends(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, md5: str, words: str
+) -> None:
+    monkeypatch.setattr(exabgp_main, "ATTEMPT_S", 0.2)
+    with ExitStack() as stack:
+        for _ in range(2):  # a full backlog, so the kernel drops what comes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            assert waiting.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        start = time.monotonic()
+        with pytest.raises(NotConnected, match=f"^no answer to TCP.*{words}"):
+            list(attempt(listener.getsockname()[1], md5))
+        assert 0.2 <= time.monotonic() - start < 2
+
+
+def test_an_attempt_that_can_not_be_made_says_why() -> None:
+    connection = Outgoing(AFI.ipv4, LOOPBACK, "192.0.2.99", 179)
+    with pytest.raises(NotConnected, match=r"Could not bind to local ip 192\.0\.2\.99"):
+        list(exabgp_main.attempting(NotConnected)(connection))
+
+
+class Peer:
+    """ExaBGP's, as far as the end of a session needs it."""
+
+    def __init__(self, fsm: str, broken: bool = False) -> None:
+        self.fsm = fsm
+        self.neighbor = "the neighbor"
+        self.reactor = SimpleNamespace(processes=self)
+        self.told: list[tuple[str, str]] = []
+        self.broken = broken
+
+    def down(self, neighbor: str, reason: str) -> None:
+        if self.broken:
+            raise BrokenPipeError
+        self.told.append((neighbor, reason))
+
+
+@pytest.mark.parametrize(
+    ("fsm", "message", "error", "told", "closed"),
+    [
+        ("IDLE", "closing connection", "connection refused", ["connection refused"], "connection refused"),
+        ("CONNECT", "closing connection", "reset by peer", [], "reset by peer"),
+        (
+            "ESTABLISHED",
+            "notification sent (4,0)",
+            "Hold timer expired",
+            [],
+            "notification sent (4,0): Hold timer expired",
+        ),
+        ("IDLE", "stop, message [removed]", "", [], "stop, message [removed]"),
+        ("IDLE", "", "", [], ""),
+    ],
+)
+def test_the_end_of_a_session_has_a_reason(
+    fsm: str, message: str, error: str, told: list[str], closed: str
+) -> None:
+    reasons: list[tuple[Any, str, str]] = []
+    closing = exabgp_main.explaining(lambda *all_: reasons.append(all_), ("IDLE",), BrokenPipeError)
+    peer = Peer(fsm)
+    closing(peer, message, error)
+    assert peer.told == [("the neighbor", reason) for reason in told]
+    assert reasons == [(peer, closed, "")]
+    closing(Peer("IDLE", broken=True), message, error)
+
+
+def test_a_reason_is_one_short_line() -> None:
+    assert exabgp_main.why("a\nb", "c \t d" + "x" * 300).startswith("a b: c dxxx")
+    assert len(exabgp_main.why("", "x" * 300)) == exabgp_main.MAX_WHY
+
+
+def sign(one: socket.socket, password: bytes) -> None:
+    """Segments from and to the loopback address: struct tcp_md5sig of linux/tcp.h."""
+    address = struct.pack("=H2x4s120x", socket.AF_INET, socket.inet_aton(LOOPBACK))
+    key = struct.pack("=2xH4x80s", len(password), password)
+    one.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, address + key)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "kind"),
+    [(b"one", b"two", "other"), (b"one", None, "missing"), (None, b"two", "unexpected")],
+)
+def test_the_kernel_counts_what_it_drops(
+    listener: socket.socket, ours: bytes | None, theirs: bytes | None, kind: str
+) -> None:
+    before = signatures.dropped()
+    with socket.socket() as caller:
+        if ours is not None:
+            sign(listener, ours)
+        if theirs is not None:
+            sign(caller, theirs)
+        caller.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            caller.connect(listener.getsockname())
+    after = signatures.dropped()
+    assert getattr(after, kind) > getattr(before, kind)
+
+
+@pytest.mark.parametrize("text", ["", "TcpExt: A B\nTcpExt: 1 2\n", "IpExt: A\nIpExt: 1\n"])
+def test_a_kernel_that_does_not_count(text: str) -> None:
+    assert signatures.dropped(text) == Dropped()
+
+
+def test_hints_of_a_neighbor_that_is_to_connect() -> None:
+    plain = Neighbor(ip_address("192.0.2.1"), 65000, 65001, passive=True)
+    secret = Neighbor(ip_address("192.0.2.1"), 65000, 65001, passive=True, password=Secret(variable="X"))
+    before = Dropped(1, 1, 1)
+    waiting = "waits for the neighbor to connect"
+    assert signatures.hint(plain, before, before) == signatures.hint(secret, before, before) == waiting
+    now = Dropped(3, 5, 8)
+    assert signatures.hint(secret, before, now) == (
+        f"{waiting}; 2 TCP segments with another MD5 password dropped; "
+        "4 TCP segments without the MD5 password dropped"
+    )
+    assert signatures.hint(plain, before, now) == (
+        f"{waiting}; 7 TCP segments with an MD5 password where none is configured dropped"
+    )
