@@ -31,10 +31,10 @@ from vc5py.loading import Loaded
 from vc5py.model import AdminState, BackendId, Check, Config, Desired, IPAddress, ServiceState, VipState
 from vc5py.moving import Move, parts
 from vc5py.overriding import Target
-from vc5py.readings import Readings
+from vc5py.readings import Readings, Reasons
 from vc5py.reload import Reloader
 from vc5py.routes import Routes
-from vc5py.sharing import Sharing, not_shared, read_secrets
+from vc5py.sharing import Sharing, flow_key, not_shared, read_secrets, why_off
 from vc5py.snapshot import Snapshot
 from vc5py.web.server import MetricsServer, Place
 
@@ -46,6 +46,8 @@ ROOM_TRIES = 3
 ROOM_S = 1.2
 # How long a reload waits for the MAC addresses of new reals; later ones come by themselves.
 RESOLVE_S = 0.2
+# How often the BGP sessions are looked at: they stay away for longer, once they have gone.
+SESSIONS_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,10 @@ class Balancer:
         self._dataplane = parts.driver.dataplane
         self._routes = parts.routes
         self._sharing = parts.sharing
+        self._named_by = flow_key(config, read_secrets(config.cluster))
+        self._hearing: frozenset[IPAddress] = frozenset()
+        self._away = False
+        self._wish: int | None = None
         self._bfd = parts.bfd
         self._address = parts.address
         watching.watch(self._bfd, config.rhi, self._address)
@@ -91,6 +97,7 @@ class Balancer:
         now, told = time.monotonic(), self._routes.are_kept()
         self._state = director.start(config, self._dataplane.was_up, now, overrides, told=told)
         self._scheduler = Scheduler(self._dataplane.mark_of, self._probed, parts.address, random.Random())
+        self._reasons = Reasons()
         self._behind = False
         self._due = False
         self._move: Move | None = None
@@ -121,6 +128,7 @@ class Balancer:
                 group.create_task(self._bfd.run(), name="bfd"),
                 group.create_task(self._heed_hangups(), name="hangups"),
                 group.create_task(self._sharing.run(), name="sharing"),
+                group.create_task(self._heed_sessions(), name="sessions"),
             ]
             await stop.wait()
             for task in tasks:
@@ -131,7 +139,9 @@ class Balancer:
 
     def _probed(self, backend: BackendId, check: Check, result: ProbeResult) -> None:
         why = f"{result.reason}: {result.detail}" if result.detail else str(result.reason)
-        self._step(director.Probed(backend, check, result.ok, why))
+        event = director.Probed(backend, check, result.ok, why)
+        self._step(event)
+        self._reasons.note(self._state, event)
 
     def _step(self, event: director.Event) -> None:
         now = time.monotonic()
@@ -196,8 +206,42 @@ class Balancer:
             await asyncio.sleep(MAINTAIN_S)
 
     def _is_cut_off(self) -> bool:
+        """Neither routers nor peers. Of every router ExaBGP must say so: perhaps only nobody asks it."""
         sessions = self._routes.sessions().values()
-        return bool(sessions) and not any(sessions) and self._sharing.is_alone()
+        if not sessions or any(sessions) or not self._sharing.is_alone():
+            return False
+        return all(neighbor.why for neighbor in self._routes.neighbors())
+
+    # Routers that are lost and come back
+
+    async def _heed_sessions(self) -> None:
+        while True:
+            self._look_at_sessions()
+            await asyncio.sleep(SESSIONS_S)
+
+    def _look_at_sessions(self) -> None:
+        """While no router hears us flows begin elsewhere, and we may not hear of them: a cable that is
+        cut for a second takes the sessions with it, by BFD. So a copy of them comes before the routes.
+        """
+        sessions = self._routes.sessions()
+        up = frozenset(peer for peer, is_up in sessions.items() if is_up)
+        if self._away and (up or not sessions):
+            self._away, self._wish = False, self._sharing.ask_for_copy()
+            self._step(director.RouterBack())
+        elif self._hearing and not up and self._have_ended(self._hearing & sessions.keys()):
+            self._hearing, self._wish = frozenset(), None
+            self._away = self._sharing.has_had_peers
+            if self._away:
+                self._step(director.RoutersLost())
+        self._hearing = up or self._hearing
+        if self._wish is not None and self._sharing.is_granted(self._wish):
+            self._wish = None
+            self._step(director.CaughtUp())
+
+    def _have_ended(self, sessions: frozenset[IPAddress]) -> bool:
+        """By ExaBGP's word, who says why; while nobody speaks with ExaBGP they may all be up."""
+        ended = {neighbor.address for neighbor in self._routes.neighbors() if neighbor.why}
+        return sessions <= ended
 
     # Commands
 
@@ -217,16 +261,21 @@ class Balancer:
 
     async def _command(self, target: Target, events: Iterable[director.Event]) -> Outcome:
         """In force and remembered before anybody is told so."""
+        before = self._state
         for event in tuple(events):  # all of them follow from the state before the first
             self._step(event)
+        warnings = overriding.withdrawals(before, self._state, time.monotonic())
+        for warning in warnings:
+            _log.warning("real=%s note=%r", target.real, warning)
         unsaved = await self._remember()
-        return Outcome(target.real, overriding.effective(self._state, target), unsaved)
+        return Outcome(target.real, overriding.effective(self._state, target), unsaved, warnings)
 
     async def set_vip(self, vip: IPAddress, state: VipState | None) -> VipOutcome:
         overriding.must_be_vip(self._state, vip, state)
         self._step(director.VipChanged(vip, state))
         unsaved = await self._remember()
-        return VipOutcome(vip, state, vip in self._state.desired.announce, unsaved)
+        why = self._state.why_withdrawn([vip], time.monotonic()).get(vip, "")
+        return VipOutcome(vip, state, vip in self._state.desired.announce, unsaved, why)
 
     async def _remember(self) -> str | None:
         """Puts in force what was commanded, and saves it. Returns why it can't, where it can't."""
@@ -259,6 +308,7 @@ class Balancer:
         """All or nothing: what can be refused comes first, in an order in which it can be taken back."""
         before = self._state.config
         secrets = read_secrets(config.cluster)
+        order, notes = self._sharing.plan(config, secrets, self._named_by, self._driver, self._address)
         if self._metrics is not None:
             await self._metrics.move(metrics_place(config))
         try:
@@ -267,9 +317,9 @@ class Balancer:
             if self._metrics is not None:
                 await self._metrics.move(metrics_place(before))
             raise
-        self._sharing.set_keys(secrets.keys)
+        self._sharing.configure(order)
         await self._driver.resolve(self._state.desired, RESOLVE_S)
-        return overriding.notes(self._state)
+        return (*notes, *overriding.notes(self._state))
 
     async def _redirect(self, config: Config) -> None:
         for left in reversed(range(ROOM_TRIES)):
@@ -328,6 +378,7 @@ class Balancer:
             self._driver.neighbours.set_vlans(config.vlans)
         self._leaving = move.leaving(self._state.desired)
         self._state = move.state
+        self._reasons = Reasons()  # some are of what is gone; the others come back with the next failures
         for action in move.actions():
             if isinstance(action, director.Retarget):
                 await self._scheduler.shift_targets(self._state.targets())
@@ -344,6 +395,7 @@ class Balancer:
         stats, at = self._scheduler.stats(), time.time()
         return Readings(
             state=self._state,
+            reasons=self._reasons.current(),
             counters=self._dataplane.counters(),
             probes={(str(kind), str(reason)): n for (kind, reason), n in stats.probes.items()},
             probe_lag_s=stats.lag_s,
@@ -354,13 +406,18 @@ class Balancer:
             flow_capacity=self._flow_capacity,
             reload=self._reloader.snapshot(),
             start=self._driver.start,
-            sharing=self._sharing.snapshot(),
+            sharing=replace(self._sharing.snapshot(), why_off=self._why_not_shared()),
             now=time.monotonic(),
             at=at,
         )
+
+    def _why_not_shared(self) -> str:
+        config = self._state.config
+        return why_off(config) or ("'cluster' takes effect at the next start" if config.cluster else "")
 
 
 def _log_transition(transition: director.Transition) -> None:
     after = "" if transition.after_s is None else f" after={transition.after_s:.1f}s"
     what, name, state = transition.what, transition.name, transition.state
-    _log.info("%s=%s state=%s why=%r%s", what, name, state, transition.why, after)
+    said = state if "=" in state else f"state={state}"
+    _log.info("%s=%s %s why=%r%s", what, name, said, transition.why, after)

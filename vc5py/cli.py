@@ -1,12 +1,15 @@
 """The command line: parses arguments, calls one function, turns errors into lines and exit statuses.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or configuration (nothing was touched then).
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration (nothing was touched then), 141 nobody reads
+what is printed any more (as of a shell whose command died of SIGPIPE).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
@@ -15,11 +18,13 @@ from pathlib import Path
 import vc5py
 from vc5py import lab, loading
 from vc5py.commands import config as about_files
-from vc5py.commands.addresses import own_addresses
+from vc5py.commands.addresses import first_address, own_addresses
 from vc5py.control import commands as control
 from vc5py.errors import ConfigError, Vc5Error
 
 _DEFAULT_CONFIG = Path("vc5.yaml")
+_BROKEN_PIPE = 141
+_log = logging.getLogger("vc5py.cli")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -73,16 +78,37 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
 
 
+def _must_be_own(given: IPv4Address, interfaces: Sequence[str]) -> None:
+    """Vc5Error where this machine doesn't have the address, as far as /proc says. It may come yet, as an
+    interface may: no wrong usage, after which systemd doesn't try again.
+    """
+    own = own_addresses()
+    if not own or given in own:
+        return
+    has = [f"{name} has {first_address(name) or 'none'}" for name in interfaces]
+    raise Vc5Error(f"--address {given}: no interface of this machine has it; {', '.join(has)}")
+
+
 def _run(args: argparse.Namespace) -> int:
+    interfaces = tuple(dict.fromkeys(args.interfaces))
+    if args.address is not None:
+        _must_be_own(args.address, interfaces)
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
+    _log.info(
+        "vc5py %s starting config=%s address=%s interfaces=%s",
+        vc5py.__version__,
+        args.config,
+        args.address or first_address(interfaces[0]),
+        ",".join(interfaces),
+    )
     loaded = loading.load(args.config, own_addresses())
     # Only now: these load bcc and numpy, which no other command needs.
     from vc5py import app
     from vc5py.dataplane.driver import Options
     from vc5py.dataplane.netlink import XdpMode
 
-    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
     mode = XdpMode(args.xdp_mode) if args.xdp_mode else None
-    dataplane = Options(tuple(dict.fromkeys(args.interfaces)), args.bpf_dir, mode, args.state_dir)
+    dataplane = Options(interfaces, args.bpf_dir, mode, args.state_dir)
     app.run(loaded, app.Options(dataplane, args.state_dir, args.data_dir, args.address))
     return 0
 
@@ -97,6 +123,31 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
+    try:
+        try:
+            return _carried_out(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # not at the very end, where nothing can be done about it any more
+    except BrokenPipeError:
+        unread = _unread()
+        if not unread:
+            raise  # it was another pipe, which is no reason to be quiet
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:
+            os.dup2(nothing, stream)
+        return _BROKEN_PIPE
+
+
+def _unread() -> list[int]:
+    """The descriptors among those of standard output and error that nobody reads any more."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return [stream for stream, _ in poll.poll(0)]
+
+
+def _carried_out(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     try:
         return _COMMANDS[args.command](args)

@@ -45,3 +45,7 @@ class RhiError(Vc5Error):
 
 class PeerError(Vc5Error):
     """Flow sharing with the other balancers can't be set up."""
+
+
+class SecretError(Vc5Error):
+    """A secret can't be read, or isn't fit for its use; the text never tells it."""

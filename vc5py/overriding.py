@@ -128,6 +128,15 @@ def effective(state: State, target: Target) -> tuple[Effective, ...]:
     )
 
 
+def withdrawals(before: State, after: State, now: float) -> tuple[str, ...]:
+    """What a command on a real has cost: a sentence for each VIP that is no longer announced by it."""
+    gone = sorted(before.desired.announce - after.desired.announce, key=lambda vip: (vip.version, int(vip)))
+    return tuple(
+        f"VIP {vip} is withdrawn: {why}; what is open through it ends, unless another balancer announces it"
+        for vip, why in after.why_withdrawn(gone, now).items()
+    )
+
+
 def shown(overrides: Overrides) -> tuple[OverrideSnapshot, ...]:
     """Everything that was said, in a stable order."""
     keys = sorted(overrides.reals, key=lambda key: (key[1].version, int(key[1]), key[0] or ""))

@@ -16,7 +16,7 @@ from vc5py.core.director import BackendStatus, VirtualService
 from vc5py.dataplane import abi
 from vc5py.dataplane.base import Counters, Traffic
 from vc5py.dataplane.takeover import Start
-from vc5py.model import IPAddress
+from vc5py.model import BackendId, IPAddress
 from vc5py.snapshot import (
     BfdSnapshot,
     NeighborSnapshot,
@@ -43,11 +43,38 @@ def _start(start: Start | None) -> StartSnapshot:
     )
 
 
+class Reasons:
+    """What probes say of reals that stay down, where that is no longer what the director's state has: that
+    stays as it is then, so that a changed reason costs the same however many reals there are.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[BackendId, str] = {}
+
+    def note(self, state: director.State, event: director.Probed) -> None:
+        """After the state has taken in the event."""
+        backend = state.backend(event.backend)
+        if backend is None or backend.up:
+            self._last.pop(event.backend, None)
+        elif not event.ok and backend.fails(event.check):
+            said = f"{event.check.name}: {event.why}"
+            if said == backend.why:
+                self._last.pop(event.backend, None)
+            else:
+                self._last[event.backend] = said
+
+    def current(self) -> Mapping[BackendId, str]:
+        return self._last.copy()
+
+
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """`now` and `at` are the same moment on the director's clock and as a Unix timestamp."""
+    """`now` and `at` are the same moment on the director's clock and as a Unix timestamp. `reasons` stand
+    over those that the state has.
+    """
 
     state: director.State
+    reasons: Mapping[BackendId, str]
     counters: Counters
     probes: Mapping[tuple[str, str], int]
     probe_lag_s: float
@@ -64,10 +91,12 @@ class Readings:
 
     def snapshot(self) -> Snapshot:
         state, verdicts = self.state, self.counters.verdicts
+        vips = {id_.vip: id_.vip in state.desired.announce for id_ in state.services}
         return Snapshot(
             version=vc5py.__version__,
             services=tuple(self._service(virtual) for virtual in state.services.values()),
-            vips={id_.vip: id_.vip in state.desired.announce for id_ in state.services},
+            vips=vips,
+            vip_why=state.why_withdrawn(vips, self.now),
             sessions=self.sessions,
             verdicts=tuple(
                 VerdictSnapshot(v.name, v.action, verdicts.get(v.name, 0)) for v in abi.verdicts()
@@ -97,6 +126,7 @@ class Readings:
             tuple(f"{port}/{protocol}" for port, protocol in virtual.state.ports),
             max(tiers, default=None),
             any(status.sorry and status.serving for status in statuses),
+            virtual.count,
         )
 
     def _real(self, status: BackendStatus) -> RealSnapshot:
@@ -114,6 +144,6 @@ class Readings:
             status.sorry,
             status.serving,
             status.damped,
-            status.why,
+            self.reasons.get(status.id, status.why),
             self.at - (self.now - status.since),
         )

@@ -2,8 +2,9 @@
 
 A process of its own, because a million flows a second take a good part of a CPU, and the balancer's event
 loop must not wait for them. It shares the maps' memory with the balancer, decides nothing, and keeps nothing
-that can't be had again: killed at any moment, it loses time and no more. It is told what it needs in one line
-of JSON on standard input, whose end is its own; on standard output it reports, a line of JSON each.
+that can't be had again: killed at any moment, it loses time and no more. On standard input, whose end is its
+own, it is told what it needs in one line of JSON, and later in others that somebody waits for a copy; on
+standard output it reports, a line of JSON each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import select
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -114,6 +116,19 @@ class Sharer:
         self._strays: list[NDArray[np.uint32]] = []
         self._ticked_at = self._refreshed_at = self._forgot_at = now
         self._live = 0.0
+        self._wish = self._granted = 0
+
+    def want_copy(self, wish: int) -> None:
+        """At once. `wish`: a number greater than any before."""
+        self._wish = wish
+        self.exchange.peering.want_copy(at_once=True)
+
+    def granted(self) -> int | None:
+        """The last wish, once a copy has come since."""
+        if self._granted == self._wish or not self.exchange.peering.copied:
+            return None
+        self._granted = self._wish
+        return self._wish
 
     def receive(self, now: float) -> int:
         """Takes what has come; returns how many records."""
@@ -149,7 +164,10 @@ class Sharer:
         self.exchange.tick(now)
         room = QUEUE - self.exchange.queued
         if room > 0:
+            missed = self._exporter.missed
             self.exchange.put(self._exporter.changed(room // self._maps.sizes.cpus))
+            if self._exporter.missed > missed:
+                self.exchange.leave_gap()
         if self.exchange.queued < QUEUE // 2:
             most = max(1, QUEUE // (2 * abi.FLOW_WAYS))
             self.exchange.put(self._walk.advance(elapsed / self._period_s(), most))
@@ -220,23 +238,58 @@ def _tell_strays(sharer: Sharer, now: float) -> None:
         _say("strays", base64.b64encode(strays.tobytes()).decode())
 
 
-def _serve(sharer: Sharer, transport: Transport) -> None:
+class Lines:
+    """Standard input: each line as soon as it is there. Blocks where there is nothing to read."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._rest = b""
+        self._lines: deque[bytes] = deque()
+        self.ended = False
+
+    def read(self) -> None:
+        data = os.read(self.fd, 1 << 16)
+        self.ended = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._lines.extend(lines)
+
+    def take(self) -> bytes | None:
+        return self._lines.popleft() if self._lines else None
+
+
+def _obey(sharer: Sharer, orders: Lines) -> bool:
+    """Whether there was something to be done at once."""
+    told = False
+    while (line := orders.take()) is not None:
+        sharer.want_copy(json.loads(line)["copy"])
+        told = True
+    return told
+
+
+def _tell_wish(sharer: Sharer) -> None:
+    wish = sharer.granted()
+    if wish is not None:
+        _say("copied", wish)
+
+
+def _serve(sharer: Sharer, transport: Transport, orders: Lines) -> None:
     """Until standard input ends."""
     poll = select.poll()
-    for fd in transport.filenos():
+    for fd in (*transport.filenos(), orders.fd):
         poll.register(fd, select.POLLIN)
-    poll.register(sys.stdin, select.POLLIN)
     due = reported = time.monotonic()
     while True:
         now = time.monotonic()
         wait = FLUSH_S if sharer.exchange.queued else max(0.0, due - now)
-        for fd, _ in poll.poll(wait * 1000):
-            if fd == sys.stdin.fileno():
-                return
+        if any(fd == orders.fd for fd, _ in poll.poll(wait * 1000)):
+            orders.read()
+        if orders.ended:
+            return
         now = time.monotonic()
         sharer.receive(now)
         _tell_strays(sharer, now)
-        if now >= due:
+        _tell_wish(sharer)
+        if _obey(sharer, orders) or now >= due:
             due = now + TICK_S
             sharer.step(now)
         sharer.exchange.flush(now)
@@ -246,14 +299,19 @@ def _serve(sharer: Sharer, transport: Transport) -> None:
 
 
 def main() -> int:
-    order = Order.from_json(sys.stdin.readline())
+    orders = Lines(sys.stdin.fileno())
+    while (first := orders.take()) is None:
+        orders.read()
+        if orders.ended:
+            return 0
+    order = Order.from_json(first.decode())
     try:
         sharer, transport = start(order, time.monotonic())
     except PeerError as error:
         _say("error", str(error))
         return 1
     _say("ready", flowsync.VERSION)
-    _serve(sharer, transport)
+    _serve(sharer, transport, orders)
     return 0
 
 

@@ -1,8 +1,9 @@
 """Flow sharing as the balancer has it: keeps the process that does it (`sharer`) running, hears its reports.
 
-Reads the cluster's secrets, tells the process what it needs, and starts it again when it ends. The balancer
-can live without it: its death costs the peers' knowledge of the last moments, and no packet. Invariant: a
-secret is in no log, no argument and no environment of ours; the process gets it over a pipe.
+Reads the cluster's secrets, tells the process what it needs, and starts it again when it ends, or when that
+has changed. The balancer can live without it: its death costs the peers' knowledge of the last moments, and
+no packet. Invariants: a secret is in no log, no argument and no environment of ours; the process gets it over
+a pipe. What flows are named by never changes while the balancer lives.
 """
 
 from __future__ import annotations
@@ -18,30 +19,35 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vc5py import credentials
 from vc5py.core import flowsync
 from vc5py.core.flowhash import FlowKey
 from vc5py.core.flowsync import Key
 from vc5py.core.peering import SILENCE_S
 from vc5py.dataplane.driver import Driver
-from vc5py.errors import PeerError
-from vc5py.model import Cluster, Config, IPAddress, Secret
+from vc5py.errors import PeerError, SecretError
+from vc5py.model import Cluster, Config, IPAddress
 from vc5py.peers.transport import Places
 from vc5py.sharer import Order
 from vc5py.snapshot import PeerSnapshot, SharingSnapshot
 
 _log = logging.getLogger(__name__)
 
-MAX_KEYS = 2
+PROGRAM = (sys.executable, "-P", "-m", "vc5py.sharer")
 STEADY_S = 10.0  # a process that has lived for so long begins with the shortest wait again
 WAITS_S = (0.2, 1.0, 5.0)
 STOP_S = 1.0
+NOT_YET = (
+    "flows are named by another secret than the cluster's until the next start: until then 'cluster' and"
+    " 'multicast' are as before"
+)
 _LINE = 1 << 20
 _MACHINE_ID = Path("/etc/machine-id")
 _COUNTERS = ("datagrams_sent", "bytes_sent", "sent", "received", "missed", "lost", "failed", "cpu_s")
@@ -58,41 +64,23 @@ class Secrets:
 NO_SECRETS = Secrets(FlowKey.derive(), ())
 
 
-def _read(place: Secret) -> bytes:
-    """PeerError names the place, and never tells what is there."""
-    if place.file is None:
-        return os.environb.get((place.variable or "").encode(), b"")
-    try:
-        return Path(place.file).read_bytes()
-    except OSError as error:
-        raise PeerError(f"{place.file}: {error.strerror or error}") from error
-
-
-def _lines(place: Secret, most: int) -> list[bytes]:
-    where = place.file or f"the variable {place.variable}"
-    lines = [line.strip() for line in _read(place).splitlines() if line.strip()]
-    if not 1 <= len(lines) <= most:
-        raise PeerError(
-            f"{where}: found {len(lines)} lines, expected {'one' if most == 1 else f'1 to {most}'}"
-        )
-    for line in lines:
-        if len(line) < flowsync.MIN_SECRET:
-            raise PeerError(f"{where}: found {len(line)} bytes, expected {flowsync.MIN_SECRET} or more")
-    return lines
-
-
 def read_secrets(cluster: Cluster | None) -> Secrets:
     """All of them, read now. Without a cluster anybody knows them. Raises PeerError."""
     if cluster is None:
         return NO_SECRETS
-    [secret] = _lines(cluster.secret, 1)
-    keys = [secret] if cluster.keys is None else _lines(cluster.keys, MAX_KEYS)
+    try:
+        secret = credentials.cluster_secret(cluster.secret)
+        keys = [secret] if cluster.keys is None else credentials.cluster_keys(cluster.keys)
+    except SecretError as error:
+        raise PeerError(str(error)) from error
     return Secrets(FlowKey.derive(secret), tuple(map(Key.derive, keys)))
 
 
 def flow_key(config: Config, secrets: Secrets) -> FlowKey | None:
-    """What flows are named by where they are shared; None where they aren't."""
-    return secrets.flow_key if is_on(config) else None
+    """What flows are named by where they are shared, or can be once there is somebody to share them with;
+    else None.
+    """
+    return secrets.flow_key if config.cluster is not None else None
 
 
 def is_on(config: Config) -> bool:
@@ -173,72 +161,125 @@ class Sharing:
         self._order = order
         self._disturb = disturb
         self._process: asyncio.subprocess.Process | None = None
+        self._changed = asyncio.Event()
         self._report: dict[str, Any] = {}
         self._reported_at = 0.0
-        self._had_peers = False
+        self.has_had_peers = False  # since flows are shared
+        self._wish = self._granted = 0
+        self._wished_at = 0.0
         self._totals = _Totals()
         self._trouble = ""
 
-    # Keys
+    def plan(
+        self, config: Config, secrets: Secrets, named_by: FlowKey | None, driver: Driver, address: IPAddress
+    ) -> tuple[Order | None, tuple[str, ...]]:
+        """The order by a new configuration, and notes for people. `named_by`: what flows are named by until
+        the next start. Raises PeerError.
+        """
+        if not is_on(config):
+            return None, tuple(filter(None, [why_off(config)]))
+        if secrets.flow_key != named_by:
+            return self._order, (NOT_YET,)
+        return order_for(config, secrets, driver, address), ()
 
-    def set_keys(self, keys: tuple[Key, ...]) -> None:
-        """From now on; a process with others is exchanged for a new one."""
-        if self._order is None or self._order.keys == keys:
+    def configure(self, order: Order | None) -> None:
+        """From now on this one; a process with another is exchanged for a new one."""
+        if self._order == order:
             return
-        self._order = replace(self._order, keys=keys)
-        _log.info("flow sharing keys=%s", ",".join(f"{key.id:08x}" for key in keys))
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.terminate()
+        self._order = order
+        self.has_had_peers = self.has_had_peers and order is not None
+        self._trouble = ""
+        self._changed.set()
+        _log.info("flow sharing %s", "is off" if order is None else f"changes {_shown(order)}")
 
     # The process
 
     async def run(self) -> None:
         """Until cancelled."""
-        if self._order is None:
-            return
         failures = 0
         while True:
+            self._changed.clear()
             began = time.monotonic()
-            await self._live(self._order)
+            if self._order is not None:
+                await self._live(self._order)
+                self._totals.restarts += 1
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
-            self._totals.restarts += 1
-            await asyncio.sleep(WAITS_S[min(failures, len(WAITS_S)) - 1] if failures else 0)
+            wait_s = WAITS_S[min(failures, len(WAITS_S)) - 1] if failures else 0.0
+            await self._wait_for_change(wait_s if self._order is not None else None)
+
+    async def _wait_for_change(self, timeout_s: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
 
     async def _live(self, order: Order) -> None:
-        """One process, from start to end."""
+        """One process, from its start to its end, which comes when there is another order."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "vc5py.sharer",
+            *PROGRAM,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(*order.fds.values(), order.program),
             limit=_LINE,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
         )
-        assert process.stdin is not None and process.stdout is not None
         self._process = process
+        self._tell(order.to_json())  # the first thing it hears, whoever else has something to say
+        listening = asyncio.create_task(self._converse(process), name="sharer")
+        changed = asyncio.create_task(self._changed.wait(), name="sharing-changed")
         try:
-            with suppress(ConnectionError):
-                process.stdin.write(order.to_json().encode() + b"\n")
-                await process.stdin.drain()
-            async for line in process.stdout:
-                self._hear(line)
+            await asyncio.wait((listening, changed), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._process = None
+            for task in (listening, changed):
+                task.cancel()
+            await asyncio.wait((listening, changed))
             self._totals.add(self._report)
             self._report = {}
             await _end(process)
-        if not self._trouble:
-            _log.warning("flow sharing ended status=%s", process.returncode)
+        if not listening.cancelled():
+            listening.result()
+            if not self._trouble:
+                _log.warning("flow sharing ended status=%s", process.returncode)
+
+    async def _converse(self, process: asyncio.subprocess.Process) -> None:
+        """Until it ends."""
+        assert process.stdout is not None
+        if self._wish > self._granted:
+            self._tell_wish()
+        async for line in process.stdout:
+            self._hear(line)
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(ConnectionError, RuntimeError):  # it ends just now
+                self._process.stdin.write(line.encode() + b"\n")
+
+    # Copies
+
+    def ask_for_copy(self) -> int:
+        """Of all that peers know, at once. The number is for `is_granted`."""
+        self._wish += 1
+        self._wished_at = time.monotonic()
+        self._tell_wish()
+        return self._wish
+
+    def _tell_wish(self) -> None:
+        self._tell(json.dumps({"copy": self._wish}))
+
+    def is_granted(self, wish: int) -> bool:
+        """Whether a copy has come since it was asked for, or nobody is there to give one."""
+        is_heard = self.has_peers() or time.monotonic() - self._wished_at <= SILENCE_S
+        return self._granted >= wish or not is_heard
 
     def _hear(self, line: bytes) -> None:
         ((what, said),) = json.loads(line).items()
         if what == "strays":
             self._disturb(np.frombuffer(base64.b64decode(said), dtype=np.uint32))
+        elif what == "copied":
+            self._granted = said
         elif what == "report":
             self._report, self._reported_at = said, time.monotonic()
-            self._had_peers = self._had_peers or bool(said.get("peers"))
+            self.has_had_peers = self.has_had_peers or bool(said.get("peers"))
         elif what == "error":
             if said != self._trouble:
                 _log.error("flow sharing error=%s", said)
@@ -274,7 +315,11 @@ class Sharing:
 
     def is_alone(self) -> bool:
         """Whether there were peers, and all of them have fallen silent."""
-        return self._had_peers and all(peer.age_s > SILENCE_S for peer in self._peers())
+        return self.has_had_peers and not self.has_peers()
+
+    def has_peers(self) -> bool:
+        """Whether another balancer is heard."""
+        return any(peer.age_s <= SILENCE_S for peer in self._peers())
 
     def _peers(self) -> tuple[PeerSnapshot, ...]:
         since = time.monotonic() - self._reported_at
@@ -286,6 +331,12 @@ class Sharing:
 
 def _copy(totals: _Totals) -> tuple[Counter[str], Counter[str], Counter[str], int]:
     return totals.numbers.copy(), totals.datagrams.copy(), totals.results.copy(), totals.restarts
+
+
+def _shown(order: Order) -> str:
+    places, keys = order.places, ",".join(f"{key.id:08x}" for key in order.keys)
+    peers = ",".join(map(str, places.peers)) or "none"
+    return f"group={places.group or 'none'} peers={peers} port={places.port} keys={keys}"
 
 
 def not_shared() -> Sharing:

@@ -40,7 +40,7 @@ class RealSnapshot:
 @dataclass(frozen=True, slots=True)
 class ServiceSnapshot:
     """A virtual service. `serving_tier`: the highest tier of reals that gets new flows, None where none does.
-    `sorry`: the sorry reals do.
+    `sorry`: the sorry reals do. `count` tells a person how many reals can serve, and why others can't.
     """
 
     id: VirtualServiceId
@@ -50,6 +50,7 @@ class ServiceSnapshot:
     ports: tuple[str, ...] = ()
     serving_tier: int | None = None
     sorry: bool = False
+    count: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class SharingSnapshot:
     came by what became of them, `sent` and `received` flows, the latter in `results` by what became of them,
     `missed` flows that changed faster than they were read, `lost` datagrams of peers. `ambiguous`: backends
     whose flows can't be shared. `copied`: all flows of a peer have been received since the process began.
+    `why_off` tells a person who may have expected flows to be shared why they aren't, if they aren't enabled.
     """
 
     enabled: bool = False
@@ -138,6 +140,7 @@ class SharingSnapshot:
     copied: bool = False
     cpu_s: float = 0.0
     peers: tuple[PeerSnapshot, ...] = ()
+    why_off: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +170,10 @@ class BfdSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`vips` says whether each VIP is to be announced, `sessions` whether BGP with each peer is up,
-    `probes` counts by (check type, outcome), `interfaces` gives each one's XDP mode, `at` is now."""
+    """`vips` says whether each VIP is to be announced, `vip_why` why one isn't, `sessions` whether BGP with
+    each peer is up, `probes` counts by (check type, outcome), `interfaces` gives each one's XDP mode, `at` is
+    now.
+    """
 
     version: str
     services: tuple[ServiceSnapshot, ...]
@@ -187,3 +192,4 @@ class Snapshot:
     at: float = 0.0
     start: StartSnapshot = StartSnapshot()
     sharing: SharingSnapshot = SharingSnapshot()
+    vip_why: Mapping[IPAddress, str] = field(default_factory=dict)

@@ -1,9 +1,10 @@
 """Thousands of long-lived TCP connections that talk, each watched: which broke, why, and how long it waited.
 
-`crowd.py serve NAME PORT` answers on a real. `crowd.py talk ADDRESS PORT` is all clients in one process;
-it is told what to do in lines of JSON on standard input and answers each with one. A connection sends 16
-bytes, and some time after the answer the next 16; an answer says who sent it, how many it has sent on this
-connection, and what it answers to. So bytes that are lost, doubled, or somebody else's are seen at once.
+`crowd.py serve NAME PORT` answers on a real. `crowd.py talk PORT ADDRESS...` is all clients in one process,
+who go to the addresses in turn; it is told what to do in lines of JSON on standard input and answers each
+with one. A connection sends 16 bytes, and some time after the answer the next 16; an answer says who sent it,
+how many it has sent on this connection, and what it answers to. So bytes that are lost, doubled, or somebody
+else's are seen at once.
 
 Must not know: balancers, the lab; `crowding` is what a test has in hand.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import heapq
+import itertools
 import json
 import random
 import resource
@@ -40,7 +42,7 @@ def _more_files() -> None:
 
 def serve(name: str, port: int) -> None:
     """On all addresses, until killed."""
-    listener = socket.create_server(("", port), backlog=4096)
+    listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
     listener.setblocking(False)
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
@@ -144,8 +146,8 @@ class Connection:
 class Clients:
     """All connections of one process. `pace_s`: between an answer and the next request, at an average."""
 
-    def __init__(self, address: str, port: int) -> None:
-        self._address = address, port
+    def __init__(self, port: int, addresses: list[str]) -> None:
+        self._places = itertools.cycle([(address, port) for address in addresses])
         self._poll = select.epoll()
         self._poll.register(sys.stdin.fileno(), select.EPOLLIN)
         self._all: dict[int, Connection] = {}
@@ -198,8 +200,8 @@ class Clients:
         return self._report(now_s)
 
     def _report(self, now_s: float) -> dict[str, Any]:
-        """`open`: how many connections of each group have each real. `waiting`: how many lack an answer.
-        `unheard`: how many have had none since they were listened to.
+        """`open`: how many connections of each group have each real; `open6`: how many use IPv6. `waiting`:
+        how many lack an answer. `unheard`: how many have had none since they were listened to.
         """
         self._find_silent(now_s)
         steady = [one for one in self._all.values() if one.group != "guest"]
@@ -207,6 +209,7 @@ class Clients:
         guests, self._guests = self._guests, []
         return {
             "open": [[group, real, count] for (group, real), count in counted.items()],
+            "open6": sum(one.sock.family == socket.AF_INET6 for one in steady if one.answers),
             "opening": len(self._to_open) + self._opening,
             "waiting": sum(one.is_waiting for one in self._all.values()),
             "unheard": len(self._unheard),
@@ -230,7 +233,7 @@ class Clients:
             self._next_guest_s += 1 / self._rate
 
     def _begin(self, group: str, now_s: float) -> None:
-        one = Connection(self._address, group, now_s)
+        one = Connection(next(self._places), group, now_s)
         self._all[one.sock.fileno()] = one
         self._poll.register(one.sock, select.EPOLLOUT)
 
@@ -285,4 +288,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2], int(sys.argv[3]))
     else:
-        Clients(sys.argv[2], int(sys.argv[3])).run()
+        Clients(int(sys.argv[2]), sys.argv[3:]).run()

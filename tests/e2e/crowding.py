@@ -36,9 +36,12 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the clients say at one moment. `longest_s`: that a connection had to wait, since the last mark."""
+    """What the clients say at one moment. `open6`: how many of those that are open use IPv6. `longest_s`: how
+    long a connection had to wait, since the last mark.
+    """
 
     open: Counter[tuple[str, str]]
+    open6: int
     opening: int
     waiting: int
     unheard: int
@@ -52,6 +55,7 @@ class View:
         longest = said["longest"]
         return cls(
             Counter({(group, real): count for group, real, count in said["open"]}),
+            said["open6"],
             said["opening"],
             said["waiting"],
             said["unheard"],
@@ -66,14 +70,14 @@ class View:
 
 
 class Crowd:
-    """The clients, in the client's namespace, while the block runs. Guests are connections of one request, so
-    many a second.
+    """The clients, in the client's namespace, while the block runs; they go to the VIPs in turn. Guests are
+    connections of one request, so many a second.
     """
 
-    def __init__(self, lab: Lab, vip: IPAddress) -> None:
+    def __init__(self, lab: Lab, *vips: IPAddress) -> None:
         self._lab = lab
         within = ("ip", "netns", "exec", lab.layout.namespace(CLIENT.name))
-        self._command = [*within, *_PROGRAM, "talk", str(vip), str(PORT)]
+        self._command = [*within, *_PROGRAM, "talk", str(PORT), *map(str, vips)]
 
     def __enter__(self) -> Crowd:
         self._process = subprocess.Popen(
@@ -99,14 +103,14 @@ class Crowd:
     def grow(self, group: str, count: int) -> View:
         """So many more connections, every one of which has been answered."""
         self.tell(open=count, group=group)
-        self._lab.wait_for(f"{count} connections are open", lambda: self.view().opening == 0, 60)
+        self._lab.wait_for(f"{count} connections are open", lambda: self.view().opening == 0)
         return self.view()
 
     def mark(self) -> None:
         """Gaps are measured from now on."""
         self.tell(mark=True)
 
-    def all_heard(self, timeout_s: float = PATIENCE_S) -> View:
+    def all_heard(self, timeout_s: float = 2 * PATIENCE_S) -> View:
         """Waits until each connection that is open now has been answered once more."""
         self.tell(listen=True)
         self._lab.wait_for("every connection is answered", lambda: self.view().unheard == 0, timeout_s)
@@ -115,7 +119,7 @@ class Crowd:
     def pause(self) -> None:
         """Nothing is sent any more, and nothing is on its way."""
         self.tell(paused=True)
-        self._lab.wait_for("nothing is waited for", lambda: self.view().waiting == 0, PATIENCE_S)
+        self._lab.wait_for("nothing is waited for", lambda: self.view().waiting == 0, 2 * PATIENCE_S)
 
     def resume(self) -> None:
         self.tell(paused=False)

@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from tests.e2e.conftest import HOLD_S
 from tests.e2e.crowd import PORT
 from tests.e2e.crowding import server_program
-from tests.e2e.operating import command, config_file, real, state_dir
+from tests.e2e.operating import command, config_file, state_dir, status
 from vc5py.control import client
 from vc5py.lab.assembly import Lab
 from vc5py.lab.layout import (
@@ -32,34 +33,49 @@ from vc5py.lab.layout import (
     SWITCH,
     THREE_BALANCERS,
     VIP,
+    VIP6,
     Host,
+    IPAddress,
     Layout,
 )
 from vc5py.lab.network import run
-from vc5py.lab.nodes import balancer_program
+from vc5py.lab.nodes import FAR_MODES, balancer_program
 from vc5py.lab.observe import metrics, next_hops, total
 from vc5py.lab.scenario import wait_for_next_hops
 
 SERVERS = (*REALS, FAR_REAL)
-SERVICE = "crowd"
+SERVICE, SERVICE6 = "crowd", "crowd6"
+VIPS: dict[str, IPAddress] = {SERVICE: VIP, SERVICE6: VIP6}
 SERVED = (PORTS[0], PORT)
 INTERVAL_S, FALL = 0.5, 2
-_CHECK = {"name": "answers", "type": "tcp", "port": PORT, "interval": INTERVAL_S, "timeout": 0.4}
-_ALIVE_S = 20.0
+_CHECK = {"name": "answers", "type": "tcp", "port": PORT, "interval": INTERVAL_S, "timeout": 4}
+_ALIVE_S = 60.0
 NO_WEIGHTS: Mapping[Host, int] = {}
 
 Settings = dict[str, Any]
 
 
-def _real(host: Host) -> Settings:
-    """A real behind the router is reached through a tunnel."""
-    return {"address": str(host.address), **({"mode": "gue"} if host == FAR_REAL else {})}
+def _groups(reals: tuple[Host, ...], weights: Mapping[Host, int]) -> Settings:
+    """By service. A real behind the router is reached through a tunnel."""
+    groups: Settings = {SERVICE: [], SERVICE6: []}
+    for host in reals:
+        for group, address in zip(groups.values(), host.addresses, strict=True):
+            mode = {"mode": FAR_MODES[address.version]} if host == FAR_REAL else {}
+            group.append({"address": str(address), "weight": weights.get(host, 1)} | mode)
+    return groups
 
 
 def service(*ports: int, name: str = SERVICE, **more: object) -> Settings:
     checks = [_CHECK | {"rise": 2, "fall": FALL}]
-    found = {"name": name, "addr": str(VIP), "port": list(ports), "real": SERVICE, "checks": checks}
+    vip = str(VIPS.get(name, VIP))
+    group = name if name in VIPS else SERVICE
+    found = {"name": name, "addr": vip, "port": list(ports), "real": group, "checks": checks}
     return found | {"damping": "off"} | more
+
+
+def services() -> list[Settings]:
+    """By IPv4 and by IPv6, on the same reals."""
+    return [service(*SERVED), service(PORT, name=SERVICE6)]
 
 
 class Balancers:
@@ -79,13 +95,10 @@ class Balancers:
         self, *reals: Host, only: Host | None = None, weights: Mapping[Host, int] = NO_WEIGHTS, **more: object
     ) -> None:
         """Writes the file of all, or of one; `more` are other top-level keys; None for none."""
-        group = [_real(host) | {"weight": weights.get(host, 1)} for host in reals]
+        groups = {"reals": _groups(reals, weights)}
         for host in self.hosts if only is None else (only,):
-            settings = {
-                k: v
-                for k, v in (self._settings(host) | {"reals": {SERVICE: group}} | more).items()
-                if v is not None
-            }
+            found = self._settings(host) | groups | more
+            settings = {key: value for key, value in found.items() if value is not None}
             config_file(self.lab, host).write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def _settings(self, host: Host) -> Settings:
@@ -95,7 +108,7 @@ class Balancers:
             "cluster": {"secret_file": str(self._secret)},
             "rhi": self.rhi,
             "metrics": {"address": str(host.address), "port": METRICS_PORT},
-            "services": [service(*SERVED)],
+            "services": services(),
         }
 
     def reload(self, *hosts: Host) -> None:
@@ -110,6 +123,11 @@ class Balancers:
             for done in pool.map(lambda host: command(self.lab, host, *words), self.alive()):
                 assert (done.returncode, done.stderr) == (0, ""), done
 
+    def say(self, word: str, server: Host) -> None:
+        """Drain it, say, by all of its addresses."""
+        for address in server.addresses:
+            self.command(word, str(address))
+
     # Life
 
     def start(self, *hosts: Host, sharing: bool = True) -> None:
@@ -120,9 +138,14 @@ class Balancers:
             self.lab.programs[host.name].start()
             self._running.add(host)
         alive = self.alive()
-        wait_for_next_hops(self.lab, *alive)
+        self.wait_for_routes()
         for host in alive if sharing else ():
             self.lab.wait_for(f"{host.name} has its peers", lambda h=host: self.peers(h) >= len(alive) - 1)  # type: ignore[misc]
+
+    def wait_for_routes(self) -> None:
+        """To all VIPs, by those that run and by no others."""
+        for vip in VIPS.values():
+            wait_for_next_hops(self.lab, *self.alive(), vip=vip)
 
     def alive(self) -> tuple[Host, ...]:
         return tuple(host for host in self.hosts if host in self._running)
@@ -181,9 +204,9 @@ class Balancers:
 
     def is_in_order(self, host: Host) -> bool:
         """Whether all of its parts work: it is told of flows, and its route is there."""
-        ones = ("vc5_bgp_session_up", "vc5_bgp_routes", "vc5_sync_running")
+        wanted = {"vc5_bgp_session_up": 1, "vc5_bgp_routes": len(VIPS), "vc5_sync_running": 1}
         samples = metrics(self.lab.layout, host)
-        works = all(total(samples, name) == 1 for name in ones)
+        works = all(total(samples, name) == number for name, number in wanted.items())
         return (
             works and self.peers(host) == len(self.alive()) - 1 and host.address in next_hops(self.lab.layout)
         )
@@ -192,11 +215,17 @@ class Balancers:
         for host in hosts or self.alive():
             self.lab.wait_for(
                 f"{server.name} {'serves' if serving else 'does not serve'} at {host.name}",
-                lambda h=host: real(self.lab, h, SERVICE, server)["serving"] is serving,  # type: ignore[misc]
+                lambda h=host: self._serving(h, server) == {serving},  # type: ignore[misc]
             )
 
+    def _serving(self, host: Host, server: Host) -> set[bool]:
+        """What it says of all of that real's addresses."""
+        addresses = set(map(str, server.addresses))
+        found = [one["reals"] for one in status(self.lab, host)["services"] if one["name"] in VIPS]
+        return {real["serving"] for reals in found for real in reals if real["address"] in addresses}
+
     def client_sent(self) -> int:
-        """IP packets, all of which were to the VIP."""
+        """IPv4 packets, all of which were to the VIP."""
         shown = run("ip", "netns", "exec", self.lab.layout.namespace(CLIENT.name), "cat", "/proc/net/snmp")
         names, values = (line.split() for line in shown.splitlines() if line.startswith("Ip: "))
         return int(dict(zip(names, values, strict=True))["OutRequests"])
@@ -209,7 +238,7 @@ def _command_line(pid: int) -> bytes:
         return b""
 
 
-def until(what: str, happened: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def until(what: str, happened: Callable[[], bool], timeout_s: float = 180.0) -> None:
     """For what `Lab.wait_for` can't wait for, because a program of the lab ends meanwhile."""
     deadline_s = time.monotonic() + timeout_s
     while not happened():
@@ -219,10 +248,11 @@ def until(what: str, happened: Callable[[], bool], timeout_s: float = 15.0) -> N
 
 def standing(name: str) -> Iterator[Lab]:
     """A lab with three balancers, none of which runs, and servers of the crowd on four reals."""
-    with Lab(Layout(name, THREE_BALANCERS, bfd=True)) as lab:
+    with Lab(Layout(name, THREE_BALANCERS, hold_s=HOLD_S, bfd=True)) as lab:
         lab.put_up()
-        address = f"addr replace {VIP}/32 dev lo"
-        run("ip", "-n", lab.layout.namespace(FAR_REAL.name), *address.split())
+        for vip in VIPS.values():
+            address = f"addr replace {vip}/{vip.max_prefixlen} dev lo"
+            run("ip", "-n", lab.layout.namespace(FAR_REAL.name), *address.split())
         for server in SERVERS:
             start_server(lab, server)
         for host in THREE_BALANCERS:
@@ -264,7 +294,10 @@ def fresh(lab: Lab, hosts: tuple[Host, ...]) -> Iterator[Balancers]:
         lab.network.connect(host)
         lab.programs[host.name] = balancer_program(lab.layout, host)
     balancers = Balancers(lab, hosts)
-    lab.wait_for("the router has forgotten earlier ones", lambda: not next_hops(lab.layout))
+    lab.wait_for(
+        "the router has forgotten earlier ones",
+        lambda: not any(next_hops(lab.layout, vip) for vip in VIPS.values()),
+    )
     try:
         yield balancers
     finally:

@@ -15,7 +15,18 @@ from tests.e2e.crowding import Crowd, View
 from tests.e2e.mortal import FALL, INTERVAL_S, Balancers, until
 from tests.e2e.operating import real
 from vc5py.lab.assembly import Lab
-from vc5py.lab.layout import BALANCERS, BIG_BYTES, FAR_REAL, REALS, SWITCH, THREE_BALANCERS, VIP, Host
+from vc5py.lab.layout import (
+    BALANCERS,
+    BIG_BYTES,
+    FAR_REAL,
+    REALS,
+    ROUTER,
+    SWITCH,
+    THREE_BALANCERS,
+    VIP,
+    VIP6,
+    Host,
+)
 from vc5py.lab.network import run
 from vc5py.lab.observe import JITTER_S, since_s
 from vc5py.lab.scenario import wait_for_next_hops
@@ -26,8 +37,9 @@ FOUR = FAR_REAL
 CROWD = 900
 LARGE_CROWD = 3000
 DOWNLOADS = 4
-DOWNLOAD_S = 20
+DOWNLOAD_S = 200
 GUESTS = 100  # a second
+CUT_S = 1.0
 STEPS = 20
 # By a part of a balancer: the words of its command line, with null bytes between them.
 PARTS = {
@@ -62,6 +74,13 @@ def three(mortal_lab: Lab) -> Iterator[Balancers]:
 
 @pytest.fixture
 def crowd(mortal_lab: Lab) -> Iterator[Crowd]:
+    """A third of it by IPv6."""
+    with Crowd(mortal_lab, VIP, VIP, VIP6) as crowd:
+        yield crowd
+
+
+@pytest.fixture
+def crowd4(mortal_lab: Lab) -> Iterator[Crowd]:
     with Crowd(mortal_lab, VIP) as crowd:
         yield crowd
 
@@ -82,7 +101,7 @@ def grow_while_reals_change(balancers: Balancers, crowd: Crowd, count: int, *hos
     balancers.reload()
     balancers.wait_for_real(THREE, serving=True)
     crowd.grow("second", count // 3)
-    balancers.command("drain", str(ONE.address))
+    balancers.say("drain", ONE)
     crowd.grow("third", count - 2 * (count // 3))
     crowd.mark()
     view = crowd.all_heard()
@@ -98,10 +117,11 @@ def dies(balancers: Balancers, crowd: Crowd, victim: Host, how: str) -> None:
     crowd.mark()
     before = crowd.view()
     DEATHS[how](balancers, victim)
-    wait_for_next_hops(balancers.lab, *balancers.alive())
+    balancers.wait_for_routes()
     after = crowd.all_heard()
     left = len(balancers.alive())
-    print(f"{victim.name} {how}, {left} left: {after.open.total()} connections, broken:", end=" ")
+    count = f"{after.open.total()} connections, {after.open6} of them IPv6"
+    print(f"{victim.name} {how}, {left} left: {count}, broken:", end=" ")
     print(f"{len(after.broken) - len(before.broken)}, longest gap {after.longest_s:.2f} s ({after.longest})")
     assert after.broken == before.broken
     assert after.open == before.open
@@ -144,7 +164,7 @@ def test_a_third_balancer_joins_and_then_one_dies_and_then_another(
         moves_onto(three, crowd, newcomer, lambda: three.start(newcomer))
         for victim, how in zip(others, deaths, strict=True):
             dies(three, crowd, victim, how)
-        assert downloads.completed(2 * DOWNLOAD_S) == DOWNLOADS
+        assert downloads.completed() == DOWNLOADS
 
 
 @pytest.mark.long
@@ -169,7 +189,7 @@ def returns_into_a_changed_world(two: Balancers, crowd: Crowd, victim: Host, how
     two.reload(*two.alive())
     two.wait_for_real(THREE, serving=True)
     crowd.grow("while it was away", CROWD // 4)
-    two.command("drain", str(TWO.address))
+    two.say("drain", TWO)
     two.wait_for_real(TWO, serving=False)
     crowd.grow("and then", CROWD // 4)
 
@@ -184,6 +204,11 @@ def test_a_balancer_returns_after_its_death_into_a_changed_world(two: Balancers,
     dies(two, crowd, survivor, "cut off")
 
 
+def wait_for_routes_by(balancers: Balancers, *hosts: Host) -> None:
+    for vip in mortal.VIPS.values():
+        wait_for_next_hops(balancers.lab, *hosts, vip=vip)
+
+
 def set_link(balancers: Balancers, host: Host, state: str) -> None:
     run("ip", "-n", balancers.lab.layout.namespace(SWITCH), "link", "set", host.name, state)
 
@@ -196,7 +221,7 @@ def test_a_cable_that_is_cut_and_mended_breaks_nothing(two: Balancers, crowd: Cr
     crowd.grow("first", CROWD // 2)
     crowd.mark()
     set_link(two, victim, "down")
-    wait_for_next_hops(two.lab, survivor)
+    wait_for_routes_by(two, survivor)
     assert crowd.all_heard().broken == ()
     two.configure(ONE, TWO, THREE)
     two.reload()
@@ -205,10 +230,62 @@ def test_a_cable_that_is_cut_and_mended_breaks_nothing(two: Balancers, crowd: Cr
 
     def mend() -> None:
         set_link(two, victim, "up")
-        wait_for_next_hops(two.lab, *two.hosts)
+        two.wait_for_routes()
 
     moves_onto(two, crowd, victim, mend)
     dies(two, crowd, survivor, "terminated")
+
+
+def test_a_cable_that_is_cut_for_a_second_breaks_nothing(two: Balancers, crowd: Crowd) -> None:
+    """With BFD routes go and come back before any balancer is silent. What began elsewhere meanwhile, and
+    has said nothing since, must be known by then, because the slots that it went by are not.
+    """
+    victim, survivor = two.hosts
+    two.rhi["bfd"] = True
+    two.configure(*REALS)
+    two.start(*two.hosts)
+    crowd.grow("first", CROWD // 2)
+    two.configure(*REALS, weights={ONE: 5})
+    crowd.pause()
+    cut_s = time.monotonic()
+    set_link(two, victim, "down")
+    wait_for_routes_by(two, survivor)
+    two.reload(survivor)
+    before = crowd.grow("meanwhile", CROWD // 2)
+    until("a second is over", lambda: time.monotonic() > cut_s + CUT_S)
+    lasted_s = time.monotonic() - cut_s
+    set_link(two, victim, "up")
+    two.wait_for_routes()
+    print(f"cut for {lasted_s:.2f} s, routes came back {time.monotonic() - cut_s - lasted_s:.2f} s later")
+    two.kill_all_of(survivor)
+    two.wait_for_routes()
+    crowd.resume()
+    after = crowd.all_heard()
+    assert after.broken == ()
+    assert after.open == before.open
+
+
+def test_router_that_starts_again_breaks_nothing(two: Balancers, crowd: Crowd) -> None:
+    """Both balancers lose their only session at once: each asks the other for a copy before it announces."""
+    lab = two.lab
+    grow_while_reals_change(two, crowd, CROWD)
+    crowd.mark()
+    before = crowd.view()
+    lab.programs[ROUTER].kill()
+    try:
+        for host in two.hosts:
+            lab.wait_for(f"{host.name} announces nothing", lambda h=host: two.total(h, "vc5_vip_up") == 0)  # type: ignore[misc]
+    finally:
+        began_s = time.monotonic()
+        lab.programs[ROUTER].start()
+    for host in two.hosts:
+        lab.wait_for(f"{host.name} is in order", lambda h=host: two.is_in_order(h))  # type: ignore[misc]
+    two.wait_for_routes()
+    print(f"routes are back {time.monotonic() - began_s:.2f} s after the router", end=", ")
+    after = crowd.all_heard()
+    print(f"longest gap {after.longest_s:.2f} s ({after.longest})")
+    assert after.broken == before.broken
+    assert after.open == before.open
 
 
 def test_no_new_connection_goes_to_a_dead_real_and_those_of_others_stay(two: Balancers, crowd: Crowd) -> None:
@@ -219,11 +296,14 @@ def test_no_new_connection_goes_to_a_dead_real_and_those_of_others_stay(two: Bal
     two.lab.wait_for("guests are served", lambda: any(name == TWO.name for _, name in crowd.view().guests))
     killed_s = mortal.kill_server(two.lab, TWO)
     two.wait_for_real(TWO, serving=False)
-    until("the time is over", lambda: time.monotonic() > killed_s + 2 * FALL * INTERVAL_S)
+    found_s = time.monotonic()
+    until("the time is over", lambda: time.monotonic() > found_s + 2 * FALL * INTERVAL_S)
     view = crowd.tell(rate=0)
-    refused = sorted(one.began - killed_s for one in view.broken if one.group == "guest")
-    print(f"new connections to the dead real: {len(refused)}, the last one after {refused[-1]:.2f} s")
-    assert 0 < refused[-1] < FALL * INTERVAL_S + 0.1
+    refused = sorted(one.began for one in view.broken if one.group == "guest")
+    last_s = refused[-1] - killed_s
+    print(f"new connections to the dead real: {len(refused)}, the last one after {last_s:.2f} s")
+    # How soon it is found, unit tests tell; here the machine has a say in it, too.
+    assert 0 < last_s < found_s - killed_s
     view = crowd.all_heard()
     assert {one.real for one in view.broken if one.group == "steady"} == {TWO.name}
     assert view.on(ONE.name) + view.on(THREE.name) == sum(
@@ -238,7 +318,7 @@ def test_balancers_with_different_files_share_what_both_know(two: Balancers, cro
     two.start(*two.hosts)
     crowd.grow("first", CROWD // 2)
     more = mortal.service(81, name="more", checks=[])
-    two.configure(ONE, TWO, THREE, only=new, services=[mortal.service(*mortal.SERVED), more])
+    two.configure(ONE, TWO, THREE, only=new, services=[*mortal.services(), more])
     two.reload(new)
     two.wait_for_real(THREE, serving=True, hosts=(new,))
     crowd.grow("second", CROWD // 2)
@@ -250,7 +330,7 @@ def test_balancers_with_different_files_share_what_both_know(two: Balancers, cro
     )
     assert two.total(new, "vc5_sync_flows_total", result="unknown") == 0
     two.cut_off(new)
-    wait_for_next_hops(two.lab, old)
+    two.wait_for_routes()
     after = crowd.all_heard()
     assert {one.real for one in after.broken} == {THREE.name}
     assert (after.on(ONE.name), after.on(TWO.name)) == (view.on(ONE.name), view.on(TWO.name))
@@ -288,7 +368,7 @@ class Walk:
         elif len(self._drained) < len(REALS) - 1:
             self._drained.add(victim)
         word = "drain" if victim in self._drained else "enable"
-        self._balancers.command(word, str(victim.address))
+        self._balancers.say(word, victim)
         return f"{word} {victim.name}"
 
     def _grow(self) -> str:
@@ -298,7 +378,7 @@ class Walk:
     def _kill(self) -> str:
         victim, how = self._random.choice(self._balancers.alive()), self._random.choice(sorted(DEATHS))
         DEATHS[how](self._balancers, victim)
-        wait_for_next_hops(self._balancers.lab, *self._balancers.alive())
+        self._balancers.wait_for_routes()
         return f"{victim.name} {how}"
 
     def _revive(self) -> str:
@@ -307,7 +387,7 @@ class Walk:
         back = next(host for host in self._balancers.hosts if host not in alive)
         self._balancers.start(back)
         for host in REALS:
-            self._balancers.command("drain" if host in self._drained else "enable", str(host.address))
+            self._balancers.say("drain" if host in self._drained else "enable", host)
         return f"{back.name} comes back"
 
 
@@ -343,7 +423,7 @@ class Count:
     def must_agree(self) -> None:
         """While nothing is sent. The balancers' counters are some tenths of a second old."""
         try:
-            self._balancers.lab.wait_for("packets add up", lambda: len(set(self.now())) == 1, 5)
+            self._balancers.lab.wait_for("packets add up", lambda: len(set(self.now())) == 1)
         finally:
             print("packets sent by the client: {}, forwarded by the balancers: {:.0f}".format(*self.now()))
 
@@ -358,12 +438,13 @@ def kill_part(balancers: Balancers, host: Host, part: str) -> None:
     lab.wait_for(
         f"{part} runs again", lambda: balancers.find_process(host, PARTS[part]) not in (None, victim)
     )
-    lab.wait_for("it is in order", lambda: balancers.is_in_order(host), 20)
+    lab.wait_for("it is in order", lambda: balancers.is_in_order(host))
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.long)])
-def test_parts_die_again_and_again_and_no_packet_is_lost(two: Balancers, crowd: Crowd, rounds: int) -> None:
-    victim = two.hosts[0]
+def test_parts_die_again_and_again_and_no_packet_is_lost(two: Balancers, crowd4: Crowd, rounds: int) -> None:
+    """IPv4 alone, whose packets the client's kernel counts apart from those of neighbour discovery."""
+    victim, crowd = two.hosts[0], crowd4
     grow_while_reals_change(two, crowd, CROWD)
     crowd.pause()
     count = Count(two)
@@ -399,7 +480,7 @@ def test_routes_of_a_killed_balancer_go_after_the_hold_and_its_flows_live_on(
     crowd.mark()
     killed_s = time.monotonic()
     two.lab.kill_program(victim)
-    wait_for_next_hops(two.lab, survivor)
+    wait_for_routes_by(two, survivor)
     after_s = time.monotonic() - killed_s
     view = crowd.all_heard()
     print(f"routes went after {after_s:.2f} s, longest gap {view.longest_s:.2f} s")

@@ -24,7 +24,17 @@ from vc5py.dataplane.driver import Driver
 from vc5py.dataplane.fake import FakeDataplane, Room
 from vc5py.errors import ConfigError, DataplaneError, RhiError, Vc5Error
 from vc5py.loading import load
-from vc5py.model import AdminState, BackendId, Config, Desired, IPAddress, Neighbor, RhiConfig, VipState, Vlan
+from vc5py.model import (
+    AdminState,
+    BackendId,
+    Config,
+    Desired,
+    IPAddress,
+    Neighbor,
+    RhiConfig,
+    VipState,
+    Vlan,
+)
 from vc5py.rhi.speaker import SessionState, Speaker, Standing
 from vc5py.routes import Routes
 from vc5py.snapshot import NeighborSnapshot
@@ -164,10 +174,10 @@ def backend(n: int, vip: IPAddress = VIP) -> BackendId:
     return BackendId("web", vip, REALS[n])
 
 
-def probe(balancer: Balancer, n: int, ok: bool) -> None:
+def probe(balancer: Balancer, n: int, ok: bool, failure: Reason = Reason.REFUSED) -> None:
     """A result, as the scheduler hands it over."""
     check = balancer.readings().state.config.services[0].checks[0]
-    reason = Reason.OK if ok else Reason.REFUSED
+    reason = Reason.OK if ok else failure
     balancer._probed(backend(n), check, ProbeResult(ok, reason, "", 0.0))
 
 
@@ -420,11 +430,9 @@ async def running(balancer: Balancer) -> AsyncIterator[Balancer]:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if happened():
-            return
-        await asyncio.sleep(0.005)
-    pytest.fail("not within 5 s")
+    async with asyncio.timeout(60):
+        while not happened():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def test_hangup_reloads_and_a_bad_file_ends_nothing(running: Balancer, around: Surroundings) -> None:
@@ -462,15 +470,17 @@ async def test_speaker_takes_over_what_changes_of_rhi(running: Balancer, around:
 async def test_vips_by_command(balancer: Balancer, around: Surroundings) -> None:
     probe(balancer, 0, True)
     withdrawn = await balancer.set_vip(VIP, VipState.WITHDRAWN)
-    assert withdrawn == VipOutcome(VIP, VipState.WITHDRAWN, False)
+    assert withdrawn == VipOutcome(VIP, VipState.WITHDRAWN, False, why="withdrawn by command")
+    assert (await balancer.snapshot()).vip_why == {VIP: "withdrawn by command"}
     assert around.speakers[0].routes == frozenset()
     assert around.memory.load().vips == {VIP: VipState.WITHDRAWN}
     assert (await balancer.snapshot()).vip_overrides == {VIP: VipState.WITHDRAWN}
-    assert (await balancer.set_vip(VIP, None)).announced
+    assert await balancer.set_vip(VIP, None) == VipOutcome(VIP, None, True)
     assert around.speakers[0].routes == {VIP}
     assert around.memory.load().vips == {}
     probe(balancer, 0, False)
-    assert not (await balancer.set_vip(VIP, VipState.ANNOUNCED)).announced, "nothing can serve it"
+    unable = await balancer.set_vip(VIP, VipState.ANNOUNCED)
+    assert unable == VipOutcome(VIP, VipState.ANNOUNCED, False, why="nobody can serve web")
     with pytest.raises(UnknownTargetError, match=r"no VIP 192\.0\.2\.9 in the configuration"):
         await balancer.set_vip(ip_address("192.0.2.9"), VipState.ANNOUNCED)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import subprocess
 import sys
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,8 @@ from vc5py.loading import Loaded
 
 GOOD = """
 services:
-  - {name: a, addr: [10.0.0.1, 10.0.0.2], port: 80, real: g, checks: []}
-  - {name: b, addr: 10.0.0.1, port: 81, real: g, checks: []}
+  - {name: a, addr: [10.0.0.1, 10.0.0.2], port: 80, real: g, checks: [{name: c, type: tcp}]}
+  - {name: b, addr: 10.0.0.1, port: 81, real: g, checks: [{name: c, type: tcp}]}
 reals: {g: [10.0.1.1]}
 """
 BAD = GOOD.replace("port: 80", "port: 99999").replace("port: 81", "prot: 81")
@@ -77,7 +81,10 @@ def test_missing_configuration_is_a_configuration_error(
     assert started == []
 
 
-def test_run_passes_on_what_it_was_told(good: Path, started: list[tuple[Loaded, Options]]) -> None:
+def test_run_passes_on_what_it_was_told(
+    good: Path, started: list[tuple[Loaded, Options]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "own_addresses", lambda: frozenset({IPv4Address("10.0.0.9")}))
     given = {
         "address": "10.0.0.9",
         "state-dir": "/s",
@@ -94,6 +101,88 @@ def test_run_passes_on_what_it_was_told(good: Path, started: list[tuple[Loaded, 
     assert options.data_dir == Path("/d")
     assert options.dataplane.interfaces == ("eth0", "eth1")
     assert (options.dataplane.bpf_dir, options.dataplane.mode) == (Path("/b"), XdpMode.GENERIC)
+
+
+def test_address_that_this_machine_does_not_have_is_refused(
+    good: Path, capsys: Output, started: list[object]
+) -> None:
+    assert cli.main(["run", "-c", str(good), "--address", "192.0.2.99", "lo", "none0", "lo"]) == 1
+    told = "--address 192.0.2.99: no interface of this machine has it; lo has 127.0.0.1, none0 has none"
+    assert capsys.readouterr() == ("", f"vc5py: {told}\n")
+    assert started == []
+
+
+def test_own_address_of_any_interface_is_good(good: Path, started: list[tuple[Loaded, Options]]) -> None:
+    assert cli.main(["run", "-c", str(good), "--address", "127.0.0.1", "none0"]) == 0
+    assert str(started[0][1].address) == "127.0.0.1"
+
+
+def test_where_own_addresses_cannot_be_had_any_is_taken(
+    good: Path, started: list[tuple[Loaded, Options]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "own_addresses", frozenset)
+    assert cli.main(["run", "-c", str(good), "--address", "192.0.2.99", "lo"]) == 0
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(("more", "address"), [([], "127.0.0.1"), (["--address", "127.0.0.2"], "127.0.0.2")])
+def test_first_line_of_the_log_says_who_begins_with_what(
+    more: list[str],
+    address: str,
+    bad: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "own_addresses", lambda: frozenset({IPv4Address("127.0.0.2")}))
+    caplog.set_level(logging.INFO)
+    assert cli.main(["run", "-c", str(bad), *more, "lo", "eth9"]) == 2
+    assert caplog.messages == [
+        f"vc5py {vc5py.__version__} starting config={bad} address={address} interfaces=lo,eth9"
+    ]
+
+
+# Nobody reads
+
+
+def cut_short(*words: str, reads: int, to: str = "stdout") -> tuple[int, str]:
+    """Exit status of a command of whose output so many bytes are read, and what else it said."""
+    mine, its = os.pipe()
+    fcntl.fcntl(its, fcntl.F_SETPIPE_SZ, 4096)  # most will not fit, so that the end comes while it writes
+    if not reads:
+        os.close(mine)
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, to: its}
+    command = [sys.executable, "-m", "vc5py.cli", *words]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, text=True, env=buffered, **given) as process:  # type: ignore[call-overload]
+        os.close(its)
+        if reads:
+            assert len(os.read(mine, reads)) == reads
+            os.close(mine)
+        out, err = process.communicate(timeout=60)
+    return process.returncode, err if to == "stdout" else out
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+def test_command_whose_reader_goes_ends_without_a_word(reads: int) -> None:
+    assert cut_short("schema", reads=reads) == (141, "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["check", "--help"]])
+def test_output_that_nobody_began_to_read_is_no_trouble(words: list[str]) -> None:
+    assert cut_short(*words, reads=0) == (141, "")
+
+
+def test_findings_that_nobody_reads_are_no_trouble(bad: Path) -> None:
+    assert cut_short("check", "-c", str(bad), reads=0, to="stderr") == (141, "")
+
+
+def test_end_of_another_pipe_is_a_bug_like_others(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(app, "run", fail)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["run", "-c", str(good), "eth0"])
 
 
 def test_run_has_defaults(good: Path, started: list[tuple[Loaded, Options]]) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,9 +35,11 @@ from vc5py.model import AdminState, IPAddress, VipState, VirtualServiceId
 from vc5py.snapshot import (
     NeighborSnapshot,
     OverrideSnapshot,
+    PeerSnapshot,
     RealSnapshot,
     ReloadSnapshot,
     ServiceSnapshot,
+    SharingSnapshot,
     Snapshot,
     StartSnapshot,
 )
@@ -59,10 +63,18 @@ SNAPSHOT = Snapshot(
             ),
             ("80/tcp", "443/tcp"),
             1,
+            count="0 of 2 can serve, 2 draining, 1 needed",
         ),
-        ServiceSnapshot(VirtualServiceId("dns", VIP6), False, 2, (), ("53/udp",)),
+        ServiceSnapshot(VirtualServiceId("dns", VIP6), False, 2, (), ("53/udp",), count="0 of 0 can serve"),
     ),
     vips={VIP: True, VIP6: False},
+    vip_why={VIP6: "withdrawn by command"},
+    sharing=SharingSnapshot(
+        enabled=True,
+        running=True,
+        copied=True,
+        peers=(PeerSnapshot("00ff", "10.0.0.8", 1.4), PeerSnapshot("0fff", "10.0.0.9", 62.0)),
+    ),
     sessions={ip_address("10.0.0.254"): False},
     neighbors=(
         NeighborSnapshot(ip_address("10.0.0.254"), 65000, "down", NOW - 65, 2, "hold timer"),
@@ -93,6 +105,7 @@ class Balancer:
     def __init__(self) -> None:
         self.asked: list[object] = []
         self.unsaved: str | None = None
+        self.warnings: tuple[str, ...] = ()
         self.report = ReloadReport(())
         self.error: Exception | None = None
 
@@ -100,7 +113,7 @@ class Balancer:
         self.asked.append(asked)
         if self.error is not None:
             raise self.error
-        return Outcome(REAL, (Effective(WEB, AdminState.DRAINING, 5),), self.unsaved)
+        return Outcome(REAL, (Effective(WEB, AdminState.DRAINING, 5),), self.unsaved, self.warnings)
 
     async def set_state(self, real: IPAddress, service: str | None, state: AdminState) -> Outcome:
         return self._outcome("state", real, service, state)
@@ -113,7 +126,8 @@ class Balancer:
 
     async def set_vip(self, vip: IPAddress, state: VipState | None) -> VipOutcome:
         self._outcome("vip", vip, state)
-        return VipOutcome(vip, state, state is VipState.ANNOUNCED and vip == VIP, self.unsaved)
+        announced = state is VipState.ANNOUNCED and vip == VIP
+        return VipOutcome(vip, state, announced, self.unsaved, "" if announced else "nobody can serve dns")
 
     async def reload(self) -> ReloadReport:
         self._outcome("reload")
@@ -189,15 +203,16 @@ def test_command_is_carried_out_and_says_what_holds_now(
 
 
 @pytest.mark.parametrize(
-    ("words", "asked", "told"),
+    ("words", "asked", "told", "ends"),
     [
-        (["announce", "192.0.2.1"], VipState.ANNOUNCED, "VIP 192.0.2.1: announced"),
-        (["withdraw", "192.0.2.1"], VipState.WITHDRAWN, "VIP 192.0.2.1: not announced"),
-        (["default", "fd00::1"], None, "VIP fd00::1: not announced"),
+        (["announce", "192.0.2.1"], VipState.ANNOUNCED, "VIP 192.0.2.1: announced", 0),
+        (["withdraw", "192.0.2.1"], VipState.WITHDRAWN, "VIP 192.0.2.1: not announced", 0),
+        (["default", "fd00::1"], None, "VIP fd00::1: not announced: nobody can serve dns", 0),
         (
             ["announce", "fd00::1"],
             VipState.ANNOUNCED,
-            "VIP fd00::1: not announced: no service on it can serve now, or the start's learning isn't over",
+            "VIP fd00::1: not announced: nobody can serve dns",
+            1,
         ),
     ],
 )
@@ -205,13 +220,22 @@ def test_command_on_a_vip(
     words: list[str],
     asked: VipState | None,
     told: str,
+    ends: int,
     vc5py: Callable[..., int],
     balancer: Balancer,
     capsys: Output,
 ) -> None:
-    assert vc5py("vip", *words) == 0
+    assert vc5py("vip", *words) == ends
     assert balancer.asked == [("vip", ip_address(words[1]), asked)]
     assert capsys.readouterr() == (f"{told}\n", "")
+
+
+def test_what_a_command_costs_is_said(vc5py: Callable[..., int], balancer: Balancer, capsys: Output) -> None:
+    balancer.warnings = ("VIP 192.0.2.1 is withdrawn: nobody can serve web", "VIP fd00::1 is withdrawn")
+    assert vc5py("drain", "10.0.0.1") == 0
+    out, err = capsys.readouterr()
+    assert "draining" in out
+    assert err.splitlines() == [f"vc5py: warning: {warning}" for warning in balancer.warnings]
 
 
 def test_command_that_will_not_be_remembered_says_so(
@@ -338,15 +362,17 @@ def test_status_for_people(vc5py: Callable[..., int], capsys: Output) -> None:
         "Start: layout changed: 9 flows carried over",
         "BGP 10.0.0.254 AS 65000 down for 1m05s, 2 routes: hold timer",
         "BGP fd00::254 AS 65001 established for 3s, 0 routes",
+        "Sharing 10.0.0.8 heard 1s ago, copied",
+        "Sharing 10.0.0.9 heard 1m02s ago, copied",
         "",
         "VIP 192.0.2.1  announced",
-        "  service web  80/tcp,443/tcp  healthy  1 of 2 up, 1 needed  tier 1 serves",
+        "  service web  80/tcp,443/tcp  healthy  0 of 2 can serve, 2 draining, 1 needed  tier 1 serves",
         "    REAL      HEALTH  STATE     WEIGHT  TIER  FLOWS  FOR     WHY",
         "    10.0.0.1  up      draining  1       0     3      5s",
         "    10.0.0.2  down    idle      1       1     0      11d13h  http: refused",
         "",
-        "VIP fd00::1  not announced",
-        "  service dns  53/udp  unhealthy  0 of 0 up, 2 needed",
+        "VIP fd00::1  not announced: withdrawn by command",
+        "  service dns  53/udp  unhealthy  0 of 0 can serve",
         "    REAL  HEALTH  STATE  WEIGHT  TIER  FLOWS  FOR  WHY",
         "",
         "Set by command (vc5py vip default undoes it):",
@@ -387,10 +413,37 @@ def test_damped_and_sorry_reals_are_told_apart() -> None:
     sorry = replace(damped, damped=False, sorry=True, serving=True)
     service = replace(SNAPSHOT.services[0], reals=(damped, sorry), sorry=True, serving_tier=None)
     document = status.to_json(replace(SNAPSHOT, services=(service,)))
-    first, _, second, third = list(table.lines(document))[8:12]
-    assert first.endswith("1 of 1 up, 1 needed  sorry reals serve")
+    first, _, second, third = list(table.lines(document))[10:14]
+    assert first.endswith("2 draining, 1 needed  sorry reals serve")
     assert second.split()[1:5] == ["damped", "idle", "1", "0"]
     assert third.split()[1:5] == ["up", "serving", "1", "sorry"]
+
+
+@pytest.mark.parametrize(
+    ("sharing", "told"),
+    [
+        (SharingSnapshot(), "Sharing off: no cluster in the configuration"),
+        (SharingSnapshot(why_off="flows are not shared: no key"), "Sharing off: no key"),
+        (SharingSnapshot(enabled=True), "Sharing: its process does not report; the log says why"),
+        (SharingSnapshot(enabled=True, running=True), "Sharing: no peer heard"),
+        (
+            SharingSnapshot(enabled=True, running=True, peers=(PeerSnapshot("0f", "10.0.0.8", 0.2),)),
+            "Sharing 10.0.0.8 heard 0s ago, not copied yet",
+        ),
+    ],
+)
+def test_status_of_sharing(sharing: SharingSnapshot, told: str) -> None:
+    shown = list(table.lines(status.to_json(replace(SNAPSHOT, sharing=sharing))))
+    assert [line for line in shown if line.startswith("Sharing")] == [told]
+
+
+def test_status_into_a_pipe_that_nobody_reads_is_quiet(state_dir: Path) -> None:
+    mine, its = os.pipe()
+    os.close(mine)
+    command = [sys.executable, "-m", "vc5py.cli", "status", f"--state-dir={state_dir}"]
+    done = subprocess.run(command, stdout=its, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(its)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize(
@@ -475,7 +528,7 @@ def test_bad_request_is_an_error_in_json(
     state_dir: Path,
     balancer: Balancer,
 ) -> None:
-    got, text = client._exchange(state_dir, method, path, body, 5)
+    got, text = client._exchange(state_dir, method, path, body, 60)
     assert got == code
     (error,) = json.loads(text).values()
     assert told in error and "Traceback" not in error
@@ -487,7 +540,7 @@ def test_body_that_does_not_come_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(server, "BODY_S", 0.05)
     with socket.socket(socket.AF_UNIX) as slow:
-        slow.settimeout(5)
+        slow.settimeout(60)
         slow.connect(str(state_dir / "control.sock"))
         slow.sendall(b"POST /v1/reset HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert slow.recv(65536).startswith(b"HTTP/1.1 400 ")
@@ -524,5 +577,5 @@ def test_somebody_else_on_the_socket_is_one_clear_line(
         thread = threading.Thread(target=talk)
         thread.start()
         with pytest.raises(Vc5Error, match=told):
-            client.ask(tmp_path, "GET", "/v1/status", timeout_s=0.1 if answer is None else 5)
+            client.ask(tmp_path, "GET", "/v1/status", timeout_s=0.1 if answer is None else 60)
         thread.join()

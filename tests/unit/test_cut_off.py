@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tests.unit.directing import TCP, VIP1, bad, feed, good, service, start
 from vc5py.core import director
-from vc5py.core.director import CutOff, Tick, Transition
+from vc5py.core.director import CaughtUp, CutOff, Reloaded, RouterBack, RoutersLost, Tick, Transition
 from vc5py.core.flowsync import Datagram, Kind, heard_body
-from vc5py.core.peering import COPY_RETRY_S, SILENCE_S, AskForCopy, Hello, Peering
+from vc5py.core.peering import COPY_RETRY_S, FORGET_S, SILENCE_S, AskForCopy, Hello, Peering
 from vc5py.model import BackendId, Config
 
 LEARN_S = 5.0
@@ -54,6 +54,73 @@ def test_successor_whose_routes_are_gone_learns_first() -> None:
     assert announced(feed(state, Tick(), now=LEARN_S)[0])
 
 
+# No router, but other balancers
+
+
+def lost() -> director.State:
+    """At 10.0; it was announced before."""
+    state, actions = feed(director.start(Config((service(),), LEARN_S), up, 0.0), RoutersLost(), now=10.0)
+    assert not announced(state)
+    said = [action.why for action in actions if isinstance(action, Transition)]
+    assert said == ["no BGP session: learns what begins elsewhere first"]
+    return state
+
+
+def test_without_any_router_nothing_is_announced_for_as_long_as_that_lasts() -> None:
+    assert not announced(feed(lost(), Tick(), now=1e6)[0])
+
+
+def test_with_a_copy_it_is_announced_again_at_once() -> None:
+    state, _ = feed(lost(), RouterBack(), now=20.0)
+    assert not announced(state)
+    state, actions = feed(state, CaughtUp(), now=20.1)
+    assert announced(state)
+    said = [action.why for action in actions if isinstance(action, Transition)]
+    assert said == ["has learned what began elsewhere"]
+
+
+def test_without_a_copy_it_is_announced_after_learning() -> None:
+    state, _ = feed(lost(), RouterBack(), now=20.0)
+    assert not announced(feed(state, Tick(), now=20.0 + LEARN_S - 0.1)[0])
+    assert announced(feed(state, Tick(), now=20.0 + LEARN_S)[0])
+
+
+def test_routers_that_are_lost_again_meanwhile_begin_it_anew() -> None:
+    state, _ = feed(lost(), RouterBack(), RoutersLost(), now=20.0)
+    assert not announced(feed(state, Tick(), now=1e6)[0])
+
+
+def test_being_cut_off_weighs_more_than_a_copy() -> None:
+    state, _ = feed(lost(), CutOff(), now=15.0)
+    state, _ = feed(state, RouterBack(), CaughtUp(), now=16.0)
+    assert not announced(feed(state, Tick(), now=15.0 + LEARN_S - 0.1)[0])
+    assert announced(feed(state, Tick(), now=15.0 + LEARN_S)[0])
+
+
+def test_the_learning_of_a_start_is_not_cut_short_by_a_copy() -> None:
+    state = director.start(Config((service(),), LEARN_S), up, 0.0, told=False)
+    state, _ = feed(state, RoutersLost(), RouterBack(), CaughtUp(), now=1.0)
+    assert not announced(feed(state, Tick(), now=LEARN_S - 0.1)[0])
+    assert announced(feed(state, Tick(), now=LEARN_S)[0])
+
+
+def test_reload_meanwhile_changes_nothing_of_it() -> None:
+    state, _ = feed(lost(), Reloaded(Config((service(need=1),), LEARN_S)), now=11.0)
+    assert not announced(feed(state, Tick(), now=1e6)[0])
+    state, _ = feed(state, RouterBack(), CaughtUp(), now=20.0)
+    assert announced(state)
+
+
+def test_without_learning_lost_routers_change_nothing() -> None:
+    state = start(service(), up=True)
+    for event in (RoutersLost(), RouterBack(), CaughtUp()):
+        after, actions = feed(state, event)
+        assert (after.desired, actions) == (state.desired, [])
+
+
+# Copies
+
+
 US, THEM = (1, 100), (2, 200)
 
 
@@ -71,14 +138,24 @@ def copied() -> Peering:
     return peering
 
 
-def test_copy_is_asked_for_again_after_a_silence() -> None:
+def test_copy_is_asked_for_after_a_silence_in_which_something_was_said() -> None:
     peering = copied()
-    assert AskForCopy(*THEM) not in peering.tick(1.0 + SILENCE_S)
-    assert AskForCopy(*THEM) not in peering.tick(1.1 + SILENCE_S), "nobody is there to answer"
+    back = 2.0 + SILENCE_S
+    assert AskForCopy(*THEM) not in peering.tick(back - 0.1), "nobody is there to answer"
+    hello(peering, 6, back)  # those from 3 to 5 went into the void
+    assert AskForCopy(*THEM) not in peering.tick(back), "they may only be late"
+    assert AskForCopy(*THEM) in peering.tick(back + 0.1), "at once, not after COPY_RETRY_S"
     assert not peering.copied
-    hello(peering, 3, 2.0 + SILENCE_S)
-    assert AskForCopy(*THEM) in peering.tick(2.0 + SILENCE_S), "at once, not after COPY_RETRY_S"
-    assert AskForCopy(*THEM) not in peering.tick(1.9 + SILENCE_S + COPY_RETRY_S)
+    hello(peering, 7, back + 1.0)
+    assert AskForCopy(*THEM) not in peering.tick(back + COPY_RETRY_S)
+
+
+def test_copy_is_asked_for_of_one_that_was_forgotten_and_comes_back() -> None:
+    peering = copied()
+    peering.tick(1.1 + FORGET_S)
+    assert not peering.peers
+    hello(peering, 40, 30.0)
+    assert AskForCopy(*THEM) in peering.tick(30.0)
 
 
 def test_who_asks_names_the_other_one_first() -> None:

@@ -84,7 +84,7 @@ WHOLE: list[tuple[dict[str, Any], str]] = [
     ({"learn_s": 1.5}, "learn changed: 0 -> 1.5 (at the next start)"),
     (
         {"multicast": MulticastGroup(ip_address("ff02::1"), 9)},
-        "multicast changed: none -> [ff02::1]:9 (at the next start)",
+        "multicast changed: none -> [ff02::1]:9",
     ),
     (
         {"rhi": ibgp(65000, "10.0.2.1", "fd00::1")},
@@ -95,8 +95,8 @@ WHOLE: list[tuple[dict[str, Any], str]] = [
     ({"metrics_address": ip_address("::1")}, "metrics.address changed: all -> ::1"),
     (
         {"cluster": Cluster(Secret("/etc/secret"), peers=(ip_address("10.0.0.8"),), interface="eth1")},
-        "cluster changed: none -> vc5, secret /etc/secret, peers 10.0.0.8, port 9999, interface eth1,"
-        " datagram 1400 (at the next start)",
+        "cluster changed: none -> vc5, peers 10.0.0.8, port 9999, interface eth1, datagram 1400"
+        " (at the next start)\ncluster.secret changed: none -> /etc/secret (at the next start)",
     ),
     ({"metrics_port": 1}, "metrics.port changed: 9955 -> 1"),
     ({"flows": 2048}, "flows changed: 1048576 -> 2048 (at the next start)"),
@@ -113,9 +113,50 @@ WHOLE: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "line"), WHOLE)
-def test_settings_of_the_whole(changes: dict[str, Any], line: str) -> None:
-    assert of(replace(OLD, **changes)) == [line]
+@pytest.mark.parametrize(("changes", "lines"), WHOLE)
+def test_settings_of_the_whole(changes: dict[str, Any], lines: str) -> None:
+    assert of(replace(OLD, **changes)) == lines.split("\n")
+
+
+SHARED = Cluster(Secret("/etc/secret"), peers=(ip_address("10.0.0.8"),))
+LATER = " (at the next start)"
+CLUSTER: list[tuple[Cluster | None, list[str]]] = [
+    (
+        replace(SHARED, name="other", peers=(), port=9, datagram=9000),
+        [
+            "cluster changed: vc5, peers 10.0.0.8, port 9999, datagram 1400"
+            " -> other, peers none, port 9, datagram 9000"
+        ],
+    ),
+    (replace(SHARED, keys=Secret(variable="K")), ["cluster.keys changed: none -> $K"]),
+    (
+        replace(SHARED, secret=Secret("/etc/another")),
+        [f"cluster.secret changed: /etc/secret -> /etc/another{LATER}"],
+    ),
+    (
+        replace(SHARED, secret=Secret("/etc/another"), keys=Secret("/k"), port=9),
+        [
+            "cluster changed: vc5, peers 10.0.0.8, port 9999, datagram 1400"
+            f" -> vc5, peers 10.0.0.8, port 9, datagram 1400{LATER}",
+            f"cluster.secret changed: /etc/secret -> /etc/another{LATER}",
+            f"cluster.keys changed: none -> /k{LATER}",
+        ],
+    ),
+    (
+        None,
+        [
+            "cluster changed: vc5, peers 10.0.0.8, port 9999, datagram 1400 -> none",
+            f"cluster.secret changed: /etc/secret -> none{LATER}",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("cluster", "lines"), CLUSTER)
+def test_all_of_a_cluster_but_its_secret_counts_at_once(cluster: Cluster | None, lines: list[str]) -> None:
+    """With another secret nothing does: it renames all flows."""
+    before, after = replace(OLD, cluster=SHARED), replace(OLD, cluster=cluster)
+    assert [str(change) for change in diff(before, after)] == lines
 
 
 def test_every_setting_of_the_whole_is_compared() -> None:

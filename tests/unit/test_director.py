@@ -113,7 +113,7 @@ def test_enough_backends_make_the_service_healthy_and_announce_the_vip() -> None
     assert actions == [
         Transition("backend", str(backend(1)), "up", "tcp check: ok", 1.0),
         Pace(backend(1), TCP, False),
-        Transition("service", f"web@{VIP1}", "healthy", "2 of 2 up, 2 needed", 1.0),
+        Transition("service", f"web@{VIP1}", "healthy", "2 of 2 can serve, 2 needed", 1.0),
         Transition("vip", str(VIP1), "announced", "by the health of its services", 1.0),
         Install(state.desired),
     ]
@@ -128,8 +128,8 @@ def test_backend_goes_down_by_fall_and_the_vip_with_the_last_needed_one() -> Non
     assert actions == [
         Transition("backend", str(backend(0)), "down", "tcp check: refused", 7.5),
         Pace(backend(0), TCP, False),
-        Transition("service", f"web@{VIP1}", "unhealthy", "1 of 2 up, 2 needed", 7.5),
-        Transition("vip", str(VIP1), "withdrawn", "by the health of its services", 7.5),
+        Transition("service", f"web@{VIP1}", "unhealthy", "1 of 2 can serve, 1 down, 2 needed", 7.5),
+        Transition("vip", str(VIP1), "withdrawn", "too few can serve web", 7.5),
         Install(state.desired),
     ]
 
@@ -182,8 +182,8 @@ def test_a_vip_comes_back_with_the_last_of_its_services_only() -> None:
 
 
 def test_unchanged_health_gives_the_very_same_state() -> None:
-    state = start(service(), up=True)
-    same, actions = director.step(state, good(0), 1.0)
+    state, _ = feed(start(service(), up=True), good(0))
+    same, actions = director.step(state, good(0), 2.0)
     assert same is state
     assert actions == ()
 

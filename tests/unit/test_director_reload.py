@@ -123,7 +123,7 @@ def test_without_the_check_that_failed_a_backend_is_up() -> None:
     assert weights(after) == [1]
     assert actions == [
         Transition("backend", str(backend(0)), "up", "the check that failed is gone", 6.0),
-        Transition("service", f"web@{VIP1}", "healthy", "1 of 1 up, 1 needed", 6.0),
+        Transition("service", f"web@{VIP1}", "healthy", "1 of 1 can serve, 1 needed", 6.0),
         Transition("vip", str(VIP1), "announced", "by the health of its services", 6.0),
         Install(after.desired),
         Retarget(),

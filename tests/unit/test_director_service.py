@@ -8,10 +8,12 @@ import pytest
 
 from tests.unit.directing import (
     REALS,
+    TCP,
     VIP1,
     VIP2,
     WEB,
     admin,
+    backend,
     bad,
     falls,
     feed,
@@ -69,7 +71,7 @@ def test_at_run_time_and_back() -> None:
     assert actions[-1] == Install(state.desired)
     state, actions = feed(state, admin(0, None), admin(1, None))
     assert weights(state) == [1, 1, 1]
-    assert said(actions, "real") == [("state=file", None)] * 2
+    assert said(actions, "real") == [("file", None)] * 2
     assert state.overrides == NO_OVERRIDES
 
 
@@ -467,6 +469,59 @@ def test_why_a_backend_is_as_it_began() -> None:
     assert web(start(service())).statuses[0].why == "not probed yet"
     assert web(start(service(checks=()))).statuses[0].why == "no checks"
     assert web(start(service(), up=True)).statuses[0].why == "up before this start"
+
+
+def test_first_failure_of_a_real_that_never_was_up_is_told_once() -> None:
+    state, actions = feed(start(service(checks=(TCP,)), now=3.0), bad(1, TCP), now=5.0)
+    assert actions == [Transition("backend", str(backend(1)), "down", "tcp check: refused", 2.0)]
+    first, second = web(state).statuses
+    assert (first.why, second.why, second.since) == ("not probed yet", "tcp check: refused", 3.0)
+    again, actions = feed(state, bad(1, TCP), now=6.0)
+    assert (again, actions) == (state, []) and again is state
+    _, actions = feed(state, good(1, TCP), bad(1, TCP), bad(1, TCP), now=7.0)
+    assert not said(actions, "backend"), "nor when it began to come up, and did not"
+
+
+def test_first_failure_of_one_check_counts_while_another_is_still_unknown() -> None:
+    state, actions = feed(start(service(reals=1, checks=(TCP, WEB))), good(0, WEB), bad(0, WEB), bad(0, TCP))
+    assert [a.why for a in actions if isinstance(a, Transition)] == ["web check: refused"]
+    assert web(state).statuses[0].why == "web check: refused"
+
+
+def test_what_was_up_before_the_start_is_up_for_a_reason_of_its_own_after_a_probe() -> None:
+    state, actions = feed(start(service(checks=(TCP,)), up=True), good(0, TCP))
+    assert actions == []
+    assert [status.why for status in web(state).statuses] == ["tcp check: ok", "up before this start"]
+    assert feed(state, good(0, TCP), now=9.0)[0] is state
+    state, actions = feed(start(service(checks=(TCP,)), up=True), bad(0, TCP), good(0, TCP))
+    assert not said(actions, "backend")
+    assert web(state).statuses[0].why == "tcp check: ok"
+
+
+def test_failures_are_those_of_checks_that_keep_the_real_down() -> None:
+    state, _ = feed(start(service(reals=1, checks=(TCP, WEB))), good(0, WEB), bad(0, TCP))
+    down = state.backend(backend(0))
+    assert down is not None and down.fails(TCP) and not down.fails(WEB)
+    assert not down.fails(Check("gone", CheckType.TCP, 80))
+    assert state.backend(backend(7)) is None and state.backend(backend(0, name="gone")) is None
+
+
+def test_count_names_what_keeps_each_real_from_serving() -> None:
+    state = start(service(reals=3, need=2, checks=(WEB,)), up={0, 1})
+    assert web(state).count == "2 of 3 can serve, 1 down, 2 needed"
+    state, actions = feed(state, admin(0, DRAINING), now=4.0)
+    (change,) = [a for a in actions if isinstance(a, Transition) and a.what == "service"]
+    assert change.why == web(state).count == "1 of 3 can serve, 1 draining, 1 down, 2 needed"
+    state, _ = feed(state, admin(2, DISABLED), WeightChanged(REALS[1].address, None, 0))
+    assert web(state).count == "0 of 3 can serve, 1 disabled, 1 draining, 1 of weight 0, 2 needed"
+
+
+def test_count_has_the_damped_and_leaves_sorry_reals_out() -> None:
+    policy = Damping(suppress=2.0, reuse=1.0, half_life_s=60.0)
+    sorry = Sorry((real(5, admin=DISABLED),), ())
+    state = start(service(reals=2, checks=(WEB,), damping=policy, sorry=sorry), up=True)
+    state, _ = flap(state, 1, 20.0, times=2)
+    assert web(state).count == "1 of 2 can serve, 1 damped, 1 needed"
 
 
 def test_the_first_of_several_that_are_kept_out_is_released_to_the_moment() -> None:

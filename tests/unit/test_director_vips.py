@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Address
+
 import pytest
 
-from tests.unit.directing import VIP1, VIP2, WEB, falls, feed, good, rises, service, start, tick
+from tests.unit.directing import VIP1, VIP2, WEB, admin, falls, feed, good, rises, service, start, tick
 from vc5py.core import director
 from vc5py.core.admin import NO_OVERRIDES, from_json, to_json
-from vc5py.core.director import Reloaded, State, Transition, VipChanged
-from vc5py.model import Config, IPAddress, VipPolicy, VipState
+from vc5py.core.director import (
+    CutOff,
+    Reloaded,
+    RouterBack,
+    RoutersLost,
+    State,
+    Transition,
+    VipChanged,
+)
+from vc5py.model import AdminState, Config, IPAddress, VipPolicy, VipState
 
 A, B = (service(name, checks=(WEB,)) for name in ("a", "b"))
 OTHER = service("c", vips=(VIP2,), checks=(WEB,))
@@ -56,7 +67,7 @@ def test_withdrawn_by_command_until_it_is_left_to_health_again() -> None:
     assert not announced(state)
     transitions = [action for action in actions if isinstance(action, Transition)]
     assert [(t.what, t.name, t.state, t.why) for t in transitions] == [
-        ("vip", str(VIP1), "state=withdrawn", "said at run time"),
+        ("vip", str(VIP1), "wanted=withdrawn", "said at run time"),
         ("vip", str(VIP1), "withdrawn", "said at run time"),
     ]
     state = rises(falls(state, 0, name="a"), 0, name="a")
@@ -79,6 +90,48 @@ def test_announced_by_command_does_not_cut_learning_short() -> None:
     state, _ = feed(state, VipChanged(VIP1, VipState.ANNOUNCED), now=2.0)
     assert not announced(state)
     assert announced(tick(state, 10.0)) == {VIP1}
+
+
+def test_log_names_the_services_that_have_nobody_left() -> None:
+    row = [service(name, checks=(WEB,), vips=(VIP1,), ports=(n,)) for n, name in enumerate("abcde")]
+    state = start(*row, OTHER, up=True)
+    state, actions = feed(state, admin(0, AdminState.DRAINING, "a"), admin(1, AdminState.DRAINING, "a"))
+    (change,) = [a for a in actions if isinstance(a, Transition) and a.what == "vip"]
+    assert (change.name, change.state, change.why) == (str(VIP1), "withdrawn", "nobody can serve a")
+    _, actions = feed(start(*row, up=True), Reloaded(Config(tuple([replace(s, need=3) for s in row]))))
+    (change,) = [a for a in actions if isinstance(a, Transition) and a.what == "vip"]
+    assert change.why == "too few can serve a, b, c and 2 more"
+
+
+def why(state: State, now: float) -> dict[IPAddress, str]:
+    return state.why_withdrawn((VIP1, VIP2), now)
+
+
+def test_why_a_vip_is_not_announced() -> None:
+    state = start(A, B, OTHER, learn_s=10.0)
+    assert why(state, 1.0) == {VIP1: "nobody can serve a and b", VIP2: "nobody can serve c"}
+    state = rises(rises(state, 0, name="a"), 0, name="b")
+    assert why(state, 1.5) == {
+        VIP1: "learns which flows there are, 9 s left",
+        VIP2: "nobody can serve c",
+    }
+    state = tick(state, 10.0)
+    assert why(state, 10.0) == {VIP2: "nobody can serve c"}
+    assert state.why_withdrawn((IPv4Address("203.0.113.9"),), 10.0) == {}, "of no VIP there is nothing to say"
+    cut, _ = feed(state, CutOff(), now=20.0)
+    assert why(cut, 20.0)[VIP1] == "cut off: listens to the other balancers first, 10 s left"
+    held, _ = feed(state, RoutersLost(), now=20.0)
+    assert why(held, 21.0)[VIP1] == "no BGP session: learns what begins elsewhere first"
+    held, _ = feed(held, RouterBack(), now=25.0)
+    assert why(held, 26.5)[VIP1] == "no BGP session: learns what begins elsewhere first, 9 s left at most"
+    told, _ = feed(held, VipChanged(VIP1, VipState.WITHDRAWN), now=27.0)
+    assert why(told, 27.0)[VIP1] == "withdrawn by command"
+
+
+def test_being_cut_off_is_still_the_reason_after_a_reload() -> None:
+    state, _ = feed(rises(start(A, learn_s=10.0), 0, name="a"), CutOff(), now=5.0)
+    state, _ = feed(state, Reloaded(Config((A, OTHER), learn_s=10.0)), now=6.0)
+    assert why(state, 6.0)[VIP1] == "cut off: listens to the other balancers first, 9 s left"
 
 
 def test_saying_it_again_is_no_news() -> None:

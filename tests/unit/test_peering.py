@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from vc5py.core.flowsync import MAX_PEERS, Datagram, Kind, Outcome, addressee, heard_body
 from vc5py.core.peering import (
     COPY_RETRY_S,
+    COPY_WAITS_S,
     FORGET_S,
     HELLO_S,
     PROMPT_S,
@@ -123,11 +128,231 @@ def test_copy_is_asked_for_again_where_there_are_new_backends() -> None:
     assert AskForCopy(THEM, THEIR_BOOT) in made.tick(COPY_RETRY_S)
 
 
+# Loss
+
+
+class Stream:
+    """A peer's datagrams to all, one every tenth of a second, each of which may be lost."""
+
+    def __init__(self) -> None:
+        self.peering, self.now, self.sequence = proven(), 0.0, 10
+        self.asked: list[float] = []
+        self.pass_time(1.0)
+
+    def pass_time(self, seconds: float, *, losing: Callable[[], bool] = lambda: False) -> list[float]:
+        """When copies were asked for, seconds from the beginning of this; each is given at once."""
+        began, asked = self.now, []
+        for _ in range(round(seconds * 10)):
+            self.now = round(self.now + 0.1, 1)
+            self.sequence += 1
+            if not losing():
+                self.peering.receive(datagram(Kind.FLOWS, self.sequence), self.now)
+            if AskForCopy(THEM, THEIR_BOOT) in self.peering.tick(self.now):
+                asked.append(round(self.now - began, 1))
+                self.given(self.now)
+        return asked
+
+    def given(self, now: float) -> None:
+        copied = datagram(Kind.COPIED, len(self.asked), to=addressee(US, OUR_BOOT))
+        self.asked.append(now)
+        assert self.peering.receive(copied, now) is Outcome.ACCEPTED
+
+
+def every(number: int) -> Callable[[], bool]:
+    counter = itertools.count(1)
+    return lambda: next(counter) % number == 0
+
+
+def test_copy_is_asked_for_as_soon_as_something_is_lost() -> None:
+    stream = Stream()
+    assert stream.asked == [0.1]
+    stream.sequence += 1
+    assert stream.pass_time(1000.0) == [0.2]  # a tenth of a second for those that are only late
+    assert stream.peering.lost == 1
+
+
+def test_nothing_is_asked_for_what_is_only_late() -> None:
+    stream = Stream()
+    late = stream.sequence + 1
+    stream.sequence += 1
+    stream.pass_time(0.1)
+    assert stream.peering.lost == 1
+    assert stream.peering.receive(datagram(Kind.FLOWS, late), stream.now) is Outcome.ACCEPTED
+    assert stream.pass_time(10.0) == []
+    stream.sequence += 1
+    assert stream.pass_time(10.0) == [0.2]  # what is lost later counts all the same
+
+
+def test_what_comes_after_all_hides_no_later_loss() -> None:
+    stream = Stream()
+    late = stream.sequence + 1
+    stream.sequence += 1
+    assert stream.pass_time(10.0) == [0.2]
+    assert stream.peering.receive(datagram(Kind.FLOWS, late), stream.now) is Outcome.ACCEPTED
+    stream.pass_time(0.1)
+    stream.sequence += 1
+    assert stream.pass_time(10.0) == [0.2]
+
+
+def test_while_loss_goes_on_copies_are_asked_for_less_and_less_often() -> None:
+    stream = Stream()
+    stream.pass_time(100.0)
+    asked = stream.pass_time(600.0, losing=every(3))
+    waits = [round(after - before, 1) for before, after in itertools.pairwise(asked)]
+    first, longest = COPY_WAITS_S
+    assert asked[0] < 1.0
+    for wait, doubled in zip(
+        waits, [first, 2 * first, 4 * first, 8 * first, 16 * first, 32 * first], strict=False
+    ):
+        assert doubled <= wait < doubled + 0.5
+    assert all(longest <= wait < longest + 0.5 for wait in waits[6:])
+    assert len(waits) > 12
+    assert len(stream.pass_time(2 * longest + 1)) == 1  # for the last that were lost; then all is calm
+    stream.sequence += 1
+    assert stream.pass_time(60.0) == [0.2]
+
+
+def test_copies_take_half_of_the_time_at_most_however_long_each_takes() -> None:
+    asked: list[float] = []
+    made, sequence, copied = proven(), 10, itertools.count()
+    for tenth in range(6000):
+        now, took = tenth / 10, 90.0
+        sequence += 1
+        if tenth % 7:
+            made.receive(datagram(Kind.FLOWS, sequence), now)
+        if asked and asked[-1] < now <= asked[-1] + took:
+            last = now == asked[-1] + took
+            kind, to = (Kind.COPIED if last else Kind.FLOWS), addressee(US, OUR_BOOT)
+            made.receive(datagram(kind, next(copied), to=to), now)
+        asked += [now for action in made.tick(now) if isinstance(action, AskForCopy)]
+    assert len(asked) >= 3
+    assert all(after - before >= 2 * 90.0 for before, after in itertools.pairwise(asked))
+
+
+def test_copy_that_never_comes_is_asked_for_less_and_less_often() -> None:
+    made, asked = proven(), []
+    for second in range(600):
+        made.receive(hello(11 + second, (US, OUR_BOOT)), float(second))
+        asked += [second for action in made.tick(float(second)) if isinstance(action, AskForCopy)]
+    waits = [after - before for before, after in itertools.pairwise(asked)]
+    assert waits[:5] == [5, 5, 5, 8, 16]
+    assert set(waits[6:]) == {int(COPY_WAITS_S[1])}
+
+
+def test_copy_is_asked_for_at_once_where_somebody_waits_for_it() -> None:
+    stream = Stream()
+    stream.pass_time(60.0, losing=every(3))
+    for _ in range(3):
+        stream.peering.want_copy(at_once=True)
+        assert not stream.peering.copied
+        assert stream.pass_time(0.1) == [0.1]
+        assert stream.peering.copied
+
+
+def two_peers() -> tuple[Peering, tuple[int, int]]:
+    """Both have proven themselves, and a copy has come."""
+    made, third = proven(), (3, 300)
+    made.receive(hello(10, (US, OUR_BOOT), node=3, boot=300), 0.0)
+    made.tick(0.0)
+    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), 0.1)
+    return made, third
+
+
+def asked_for(made: Peering, now: float) -> list[int]:
+    return [action.node for action in made.tick(now) if isinstance(action, AskForCopy)]
+
+
+def test_of_several_peers_the_one_is_asked_of_which_something_was_lost() -> None:
+    for lossy in (THEM, 3):
+        made, (third, boot) = two_peers()
+        for sequence in (11, 12, 13):
+            if (lossy, sequence) != (THEM, 12):
+                made.receive(datagram(Kind.FLOWS, sequence), 2.0)
+            if (lossy, sequence) != (3, 12):
+                made.receive(datagram(Kind.FLOWS, sequence, node=third, boot=boot), 2.0)
+        assert asked_for(made, 2.0) == []
+        assert asked_for(made, 2.1) == [lossy]
+
+
+def test_one_copy_makes_up_for_the_loss_of_all() -> None:
+    """A cable was cut: what either peer said was lost, and each has heard the other."""
+    made, (third, boot) = two_peers()
+    made.receive(datagram(Kind.FLOWS, 20), 2.0)
+    made.receive(datagram(Kind.FLOWS, 20, node=third, boot=boot), 2.0)
+    made.tick(2.0)
+    [asked] = asked_for(made, 2.1)
+    to_us = datagram(Kind.COPIED, 1, to=addressee(US, OUR_BOOT))
+    made.receive(replace(to_us, node=asked, boot=made.peers[asked].boot), 2.2)
+    assert [asked_for(made, 2.0 + n / 10) for n in range(2, 29)] == [[]] * 27
+
+
+def test_all_do_not_ask_the_same_one() -> None:
+    """Three whose router has started again: each asks another one."""
+    asked = []
+    for own in (1, 2, 3):
+        made = Peering(own, OUR_BOOT, 0.0)
+        for node in {1, 2, 3} - {own}:
+            made.receive(hello(0, (own, OUR_BOOT), node=node), 0.0)
+        asked += asked_for(made, 0.0)
+    assert sorted(asked) == [1, 2, 3]
+
+
+def test_another_one_is_asked_where_the_first_does_not_answer() -> None:
+    made = proven()
+    made.receive(hello(10, (US, OUR_BOOT), node=3, boot=300), 0.0)
+    asked = []
+    for second in range(12):
+        made.receive(hello(11 + second, (US, OUR_BOOT)), float(second))
+        made.receive(hello(11 + second, (US, OUR_BOOT), node=3, boot=300), float(second))
+        asked += asked_for(made, float(second))
+    assert asked == [THEM, 3, THEM]
+
+
+def test_newcomer_is_asked_for_a_copy_as_soon_as_it_is_known() -> None:
+    """It may have been alone, with flows that nobody else knows; but not while we know nothing ourselves."""
+    made = proven()
+    assert asked_for(made, 0.0) == [THEM]
+    made.receive(hello(0, (US, OUR_BOOT), node=3, boot=300), 0.5)
+    assert asked_for(made, 1.5) == []
+    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), 2.0)
+    assert asked_for(made, 3.0) == []
+    made.receive(hello(0, (US, OUR_BOOT), node=4, boot=400), 3.5)
+    assert asked_for(made, 4.0) == [4]
+
+
 def test_copy_is_given_to_who_asks() -> None:
     made = proven()
     made.tick(0.0)
     made.receive(datagram(Kind.COPY, 0, to=addressee(US, OUR_BOOT)), 0.1)
     assert made.tick(0.2) == [GiveCopy(THEM, THEIR_BOOT)]
+
+
+def test_copy_of_which_something_is_lost_does_not_count() -> None:
+    """Not even where another one had been asked for meanwhile: its end may be that of the one before."""
+    made, ours = proven(), addressee(US, OUR_BOOT)
+    assert any(isinstance(action, AskForCopy) for action in made.tick(0.0))
+    made.receive(datagram(Kind.FLOWS, 0, to=ours), 0.1)
+    made.want_copy(at_once=True)
+    assert any(isinstance(action, AskForCopy) for action in made.tick(1.0))
+    made.receive(datagram(Kind.FLOWS, 900, to=ours), 1.1)
+    made.receive(datagram(Kind.COPIED, 901, to=ours), 1.2)
+    assert not made.copied
+    assert any(isinstance(action, AskForCopy) for at in (1.3, 1.4, 2.0, 3.5) for action in made.tick(at))
+    made.receive(datagram(Kind.FLOWS, 902, to=ours), 3.6)
+    made.receive(datagram(Kind.COPIED, 903, to=ours), 3.7)
+    assert made.copied
+
+
+def test_request_that_somebody_waits_for_is_repeated_soon_if_nothing_comes() -> None:
+    made, sequence = proven(), itertools.count(11)
+    made.tick(0.0)
+    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), 0.1)
+    made.want_copy(at_once=True)
+    asked = []
+    for tenth in range(100, 140):
+        made.receive(hello(next(sequence), (US, OUR_BOOT)), tenth / 10)
+        asked += [tenth for action in made.tick(tenth / 10) if isinstance(action, AskForCopy)]
+    assert asked == [100, 110, 120, 130]
 
 
 def test_silent_peer_is_forgotten_and_what_it_lost_is_not() -> None:

@@ -209,6 +209,11 @@ class Cluster:
     broken: int = 0
     moves: int = 0
     opened: int = 0
+    cut: frozenset[int] = frozenset()  # nodes that neither tell nor are told, and get no packets
+
+    @property
+    def there(self) -> list[int]:
+        return [number for number in range(len(self.nodes)) if number not in self.cut]
 
     @property
     def now_s(self) -> float:
@@ -219,9 +224,25 @@ class Cluster:
             self.opened += 1
             client = IPv4Address("198.51.100.0") + self.opened % 251
             made = Connection(0, client, 1024 + self.opened, Protocol.TCP, 1, self.now_s)
-            self.at[made] = self.source.randrange(len(self.nodes))
+            self.at[made] = self._any()
             made.interval_s = self.source.choice([1, 2, 7])
             self._talk(made, syn=True)
+
+    def _any(self) -> int:
+        return self.there[self.source.randrange(len(self.there))]
+
+    def cut_off(self, number: int) -> None:
+        """Its connections go by others from now on."""
+        self.cut = frozenset({number})
+        for connection, at in self.at.items():
+            self.at[connection] = self._any() if at == number else at
+
+    def mend(self, *, copies: bool) -> None:
+        """Each sees that something of the other was lost, and asks for a copy, before packets come again."""
+        self.cut = frozenset()
+        told = [node.walk(learned=True) for node in self.nodes]
+        for number, node in enumerate(self.nodes) if copies else ():
+            node.hear([one for other, records in enumerate(told) if other != number for one in records])
 
     def change(self, modes: dict[int, str]) -> None:
         """Every node finds out at its own time."""
@@ -247,15 +268,15 @@ class Cluster:
         told = [node.log + (node.walk() if walk else []) for node in self.nodes]
         for number, node in enumerate(self.nodes):
             node.log = []
-            if self.sharing and node.has_new_names():  # it asks for a copy
+            if self.sharing and number not in self.cut and node.has_new_names():  # it asks for a copy
                 copies = [other.walk(learned=True) for other in self.nodes if other is not node]
                 node.hear([told for copy in copies for told in copy])
-            if self.sharing:
-                node.hear([one for other, records in enumerate(told) if other != number for one in records])
+            if self.sharing and number not in self.cut:
+                node.hear([one for other in self.there if other != number for one in told[other]])
 
     def _talk(self, connection: Connection, *, syn: bool = False) -> None:
         if not syn and self.source.random() < 0.1:
-            self.at[connection] = self.source.randrange(len(self.nodes))
+            self.at[connection] = self._any()
             self.moves += 1
         node = self.nodes[self.at[connection]]
         went = node.packet(connection, syn=syn)
@@ -302,6 +323,38 @@ def test_without_sharing_they_do_not() -> None:
     made = cluster(2, 1, sharing=False)
     play(made, 200)
     assert made.broken > 0
+
+
+def broken_after_a_cut(size: int, seed: int, *, copies: bool) -> int:
+    """The last node was cut off for ten seconds, between two walks, and did not find out that a real is to be
+    drained. All connections may move as soon as it is back.
+    """
+    made = cluster(size, seed)
+    play(made, 60)
+    while made.now_s % WALK_S != 5:
+        made.second()
+    made.cut_off(size - 1)
+    drained = {made.source.randrange(len(REALS)): "drain"}
+    for number in made.there:
+        made.nodes[number].change(0, drained)
+    made.later.append((made.now_s + 10 + LATEST_S, size - 1, drained))
+    for _ in range(10):
+        made.open(5)
+        made.second()
+    assert made.broken == 0
+    made.mend(copies=copies)
+    play(made, 30)
+    return made.broken
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("size", [2, 3])
+def test_node_that_was_cut_off_knows_all_connections_by_a_copy(size: int, seed: int) -> None:
+    assert broken_after_a_cut(size, seed, copies=True) == 0
+
+
+def test_without_a_copy_it_does_not() -> None:
+    assert sum(broken_after_a_cut(2, seed, copies=False) for seed in range(2)) > 0
 
 
 def test_node_that_joins_knows_all_connections_within_a_walk() -> None:

@@ -1,7 +1,8 @@
 """`vc5py drain`, `disable`, `enable`, `weight`, `reset`, `vip`, `reload`, `status`: words into requests,
 answers into lines and an exit status.
 
-Exit status: 0 done, 1 failed or nobody there to ask, 2 wrong usage, unknown names or a bad configuration.
+Exit status: 0 done, 1 failed, without effect or nobody there to ask, 2 wrong usage, unknown names or a bad
+configuration.
 """
 
 from __future__ import annotations
@@ -98,10 +99,10 @@ def set_vip(args: argparse.Namespace) -> int:
     if not answer.good:
         return _failed(answer)
     announced = answer.document["announced"]
-    unable = args.action == "announce" and not announced
-    why = ": no service on it can serve now, or the start's learning isn't over" if unable else ""
+    why = "" if args.action == "withdraw" or not answer.document["why"] else f": {answer.document['why']}"
     print(f"VIP {args.vip}: {'announced' if announced else 'not announced'}{why}")
-    return _saved(answer)
+    saved = _saved(answer)
+    return 1 if args.action == "announce" and not announced else saved
 
 
 def _command(args: argparse.Namespace, path: str, what: Mapping[str, object]) -> int:
@@ -112,6 +113,8 @@ def _command(args: argparse.Namespace, path: str, what: Mapping[str, object]) ->
     for line in answer.document["effective"]:
         admin, weight = line["admin"], line["weight"]
         print(f"{args.real} in {line['service']}@{line['vip']}: {admin}, weight {weight}")
+    for warning in answer.document["warnings"]:
+        print(f"vc5py: warning: {warning}", file=sys.stderr)
     return _saved(answer)
 
 

@@ -33,21 +33,25 @@ class Effective:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of a command on a real. `unsaved`: why it won't be remembered over a restart, where it won't."""
+    """Of a command on a real. `unsaved`: why it won't be remembered over a restart, where it won't.
+    `warnings`: what came of it that may not have been wanted.
+    """
 
     real: IPAddress
     effective: tuple[Effective, ...]
     unsaved: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class VipOutcome:
-    """Of a command on a VIP. `announced`: whether it is to be now."""
+    """Of a command on a VIP. `announced`: whether it is to be now; `why` it isn't."""
 
     vip: IPAddress
     state: VipState | None
     announced: bool
     unsaved: str | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

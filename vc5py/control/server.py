@@ -116,6 +116,7 @@ class _Handlers:
                 "vip": str(outcome.vip),
                 "state": state,
                 "announced": outcome.announced,
+                "why": outcome.why,
                 "unsaved": outcome.unsaved,
             }
         )
@@ -143,7 +144,14 @@ def _outcome(outcome: Outcome) -> web.Response:
         {"service": e.service.service, "vip": str(e.service.vip), "admin": str(e.admin), "weight": e.weight}
         for e in outcome.effective
     ]
-    return web.json_response({"real": str(outcome.real), "effective": effective, "unsaved": outcome.unsaved})
+    return web.json_response(
+        {
+            "real": str(outcome.real),
+            "effective": effective,
+            "warnings": list(outcome.warnings),
+            "unsaved": outcome.unsaved,
+        }
+    )
 
 
 def _finding(diagnostic: Diagnostic) -> dict[str, Any]:

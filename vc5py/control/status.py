@@ -14,6 +14,7 @@ from vc5py.snapshot import (
     OverrideSnapshot,
     RealSnapshot,
     ServiceSnapshot,
+    SharingSnapshot,
     Snapshot,
 )
 
@@ -38,7 +39,9 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "bgp": {str(peer): established for peer, established in snapshot.sessions.items()},
         "neighbors": [_neighbor(neighbor) for neighbor in snapshot.neighbors],
         "bfd": [_bfd(session) for session in snapshot.bfd.sessions],
+        "sharing": _sharing(snapshot.sharing),
         "vips": {str(vip): announced for vip, announced in snapshot.vips.items()},
+        "vip_why": {str(vip): why for vip, why in snapshot.vip_why.items()},
         "services": [_service(service) for service in snapshot.services],
         "overrides": [_override(override) for override in snapshot.overrides],
         "vip_overrides": {str(vip): str(state) for vip, state in snapshot.vip_overrides.items()},
@@ -66,6 +69,16 @@ def _bfd(session: BfdSessionSnapshot) -> dict[str, Any]:
     }
 
 
+def _sharing(sharing: SharingSnapshot) -> dict[str, Any]:
+    return {
+        "enabled": sharing.enabled,
+        "running": sharing.running,
+        "copied": sharing.copied,
+        "why_off": sharing.why_off,
+        "peers": [{"node": p.node, "address": p.address, "age": p.age_s} for p in sharing.peers],
+    }
+
+
 def _service(service: ServiceSnapshot) -> dict[str, Any]:
     return {
         "name": service.id.service,
@@ -75,6 +88,7 @@ def _service(service: ServiceSnapshot) -> dict[str, Any]:
         "need": service.need,
         "serving_tier": service.serving_tier,
         "sorry": service.sorry,
+        "count": service.count,
         "reals": [_real(real) for real in service.reals],
     }
 

@@ -34,7 +34,7 @@ def lines(status: Document) -> Iterator[str]:
         services.setdefault(service["vip"], []).append(service)
     for vip, there in services.items():
         yield ""
-        yield f"VIP {vip}  {'announced' if status['vips'].get(vip) else 'not announced'}"
+        yield f"VIP {vip}  {_announced(status, vip)}"
         for service in there:
             yield f"  {_service(service)}"
             yield from (f"    {line}" for line in _aligned(_reals(service, status["at"])))
@@ -69,16 +69,36 @@ def _node(status: Document) -> Iterator[str]:
         since = duration(status["at"] - session["since"])
         lost = "" if session["reachable"] else ": unreachable, told no routes"
         yield f"BFD {session['address']} {session['state']} for {since}{lost}"
+    yield from _sharing(status["sharing"])
+
+
+def _sharing(sharing: Document) -> Iterator[str]:
+    if not sharing["enabled"]:
+        why = sharing["why_off"].removeprefix("flows are not shared: ")
+        yield f"Sharing off: {why or 'no cluster in the configuration'}"
+    elif not sharing["running"]:
+        yield "Sharing: its process does not report; the log says why"
+    elif not sharing["peers"]:
+        yield "Sharing: no peer heard"
+    else:
+        copied = "copied" if sharing["copied"] else "not copied yet"
+        for peer in sharing["peers"]:
+            yield f"Sharing {peer['address']} heard {duration(peer['age'])} ago, {copied}"
+
+
+def _announced(status: Document, vip: str) -> str:
+    if status["vips"].get(vip):
+        return "announced"
+    why = status["vip_why"].get(vip)
+    return f"not announced: {why}" if why else "not announced"
 
 
 def _service(service: Document) -> str:
-    up = sum(real["up"] and not real["sorry"] for real in service["reals"])
-    all_reals = sum(not real["sorry"] for real in service["reals"])
     words = [
         f"service {service['name']}",
         ",".join(service["ports"]),
         "healthy" if service["healthy"] else "unhealthy",
-        f"{up} of {all_reals} up, {service['need']} needed",
+        service["count"],
     ]
     if service["sorry"]:
         words.append("sorry reals serve")

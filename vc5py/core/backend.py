@@ -29,8 +29,9 @@ class Phase(StrEnum):
 class Backend:
     """`admin` and `weight` are those that count, of the file or said at run time. `healths` go with `checks`.
 
-    `since`: when it came up or went down, and `why`. `joined`: when it began to take new flows after it could
-    not for a while (None: before this process knew it), where its slow start begins.
+    `since`: when it came up or went down, and `why`; `judged`: this process's probes have said so. What later
+    failures of one that stays down say is not kept here. `joined`: when it began to take new flows after it
+    could not for a while (None: before this process knew it), where its slow start begins.
     """
 
     id: BackendId
@@ -47,11 +48,17 @@ class Backend:
     points: Points = damping.NONE
     phase: Phase = Phase.FREE
     phase_since: float | None = None
+    judged: bool = False
 
     @property
     def takes_flows(self) -> bool:
         """Could take new flows, as far as health and people are concerned."""
         return self.up and self.weight > 0 and self.admin is AdminState.ENABLED
+
+    def fails(self, check: Check) -> bool:
+        """Whether this check of it is among those that keep it down."""
+        pairs = zip(self.checks, self.healths, strict=True)
+        return any(own == check and not health.is_up for own, health in pairs)
 
     @property
     def health_state(self) -> HealthState:
@@ -88,12 +95,15 @@ def probed(
     index = backend.checks.index(check)
     before = backend.healths[index]
     after = health.step(before, ok, check.rise, check.fall, check.quorum)
-    if after == before:
+    # One that is down is so from its first failure on; what was taken to be up is so after its first success.
+    first = not backend.judged and ok == backend.up == after.is_up
+    if after == before and not first:
         return backend, before, before
     healths = (*backend.healths[:index], after, *backend.healths[index + 1 :])
     up = after.is_up and all(one.is_up for one in healths)
     if up == backend.up:
-        return replace(backend, healths=healths), before, after
+        said = f"{check.name}: {why}" if first else backend.why
+        return replace(backend, healths=healths, why=said, judged=backend.judged or first), before, after
     points = backend.points if up else damping.went_down(backend.points, policy, now)
     joined = now if up else backend.joined
     changed = replace(
@@ -104,6 +114,7 @@ def probed(
         why=f"{check.name}: {why}",
         joined=joined,
         points=points,
+        judged=True,
     )
     return changed, before, after
 

@@ -132,13 +132,21 @@ def _group(group: MulticastGroup | None) -> str:
 
 
 def _cluster(cluster: Cluster | None) -> str:
-    """All but its keys, which may change at any time."""
+    """All but its secret and its keys."""
     if cluster is None:
         return "none"
     peers = _listed(cluster.peers) if cluster.peers else "none"
     interface = f", interface {cluster.interface}" if cluster.interface else ""
-    secret, port, size = _setting(cluster.secret), cluster.port, cluster.datagram
-    return f"{cluster.name}, secret {secret}, peers {peers}, port {port}{interface}, datagram {size}"
+    port, size = cluster.port, cluster.datagram
+    return f"{cluster.name}, peers {peers}, port {port}{interface}, datagram {size}"
+
+
+def _cluster_but_secrets(config: Config) -> Cluster | None:
+    return config.cluster and replace(config.cluster, keys=None, secret=Secret())
+
+
+def _secret(config: Config) -> Secret | None:
+    return config.cluster.secret if config.cluster else None
 
 
 def _keys(config: Config) -> Secret | None:
@@ -147,8 +155,9 @@ def _keys(config: Config) -> Secret | None:
 
 _SETTINGS: tuple[tuple[str, Callable[[Config], object], Callable[[Any], str], bool], ...] = (
     ("learn", lambda c: c.learn_s, lambda seconds: f"{seconds:g}", True),
-    ("multicast", lambda c: c.multicast, _group, True),
-    ("cluster", lambda c: c.cluster and replace(c.cluster, keys=None), _cluster, True),
+    ("multicast", lambda c: c.multicast, _group, False),
+    ("cluster", _cluster_but_secrets, _cluster, False),
+    ("cluster.secret", _secret, _setting, True),
     ("cluster.keys", _keys, _setting, False),
     ("defaults.announce", lambda c: c.vip_policy, str, False),
     ("metrics.address", lambda c: c.metrics_address, lambda address: str(address or "all"), False),
@@ -162,12 +171,17 @@ _SETTINGS: tuple[tuple[str, Callable[[Config], object], Callable[[Any], str], bo
 )
 """Of the whole: name, value, its words, and whether it counts from the next start on only."""
 
+_SHARING = ("multicast", "cluster", "cluster.keys")
+"""What waits for the next start if the secret has to, by which flows are named."""
+
 
 def _whole(old: Config, new: Config) -> Iterator[Change]:
+    renamed = _secret(new) not in (None, _secret(old))
     for name, value, words, restart in _SETTINGS:
         before, after = value(old), value(new)
         if before != after:
-            yield Change(Kind.CHANGED, name, f"{words(before)} -> {words(after)}", restart)
+            later = restart or (renamed and name in _SHARING)
+            yield Change(Kind.CHANGED, name, f"{words(before)} -> {words(after)}", later)
     for detail in _routes(old.rhi, new.rhi):
         yield Change(Kind.CHANGED, "rhi", detail)
     for detail in _members("announce", _policies(old), _policies(new)):

@@ -7,21 +7,25 @@ that its event is about and at no other. Times are seconds of one monotonic cloc
 
 A VIP is announced while every service on it serves (see `selection`), or any where its policy says so, and
 after the first `learn` seconds, in which a node that starts afresh only listens. A reload doesn't begin them
-anew, but being cut off does: flows may have begun on other nodes meanwhile. People can have it withdrawn, or
-announced while any service on it serves: never one that can't be served at all.
+anew, but being cut off does: flows may have begun on other nodes meanwhile. After a time without any router
+it is announced as soon as a copy of those flows has come, or `learn` seconds after a router did. People can
+have it withdrawn, or announced while any service on it serves: never one that can't be served at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from vc5py.core import virtual as virtual_
 from vc5py.core.admin import NO_OVERRIDES, Overrides
+from vc5py.core.backend import Backend
 from vc5py.core.events import (
     Action,
     AdminChanged,
+    CaughtUp,
     CutOff,
     Event,
     Install,
@@ -29,6 +33,8 @@ from vc5py.core.events import (
     Probed,
     Reloaded,
     Retarget,
+    RouterBack,
+    RoutersLost,
     Tick,
     Transition,
     VipChanged,
@@ -41,6 +47,7 @@ __all__ = [
     "Action",
     "AdminChanged",
     "BackendStatus",
+    "CaughtUp",
     "CutOff",
     "Event",
     "Install",
@@ -48,6 +55,8 @@ __all__ = [
     "Probed",
     "Reloaded",
     "Retarget",
+    "RouterBack",
+    "RoutersLost",
     "State",
     "Target",
     "Tick",
@@ -59,6 +68,11 @@ __all__ = [
     "step",
 ]
 
+CUT_OFF = "cut off: listens to the other balancers first"
+HELD = "no BGP session: learns what begins elsewhere first"
+NAMED = 3
+"""How many services a line names at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -66,7 +80,8 @@ class State:
 
     `hosted`: by VIP, how many services are on it; `failing`: how many of them don't serve. `ready`: the VIPs
     to announce. `vip_since`: when a VIP was last announced or withdrawn. `wakes`: the virtual services that
-    time alone will change.
+    time alone will change. `held_until`: nothing is announced before, for lack of routers and what followed.
+    `cut_off`: that is why nothing is announced before `announce_from`.
     """
 
     config: Config
@@ -80,6 +95,37 @@ class State:
     ready: frozenset[IPAddress]
     vip_since: MappingProxyType[IPAddress, float]
     wakes: MappingProxyType[VirtualServiceId, float]
+    held_until: float = float("-inf")
+    cut_off: bool = False
+
+    def may_announce(self, now: float) -> bool:
+        return now >= max(self.announce_from, self.held_until)
+
+    def why_withheld(self, now: float) -> str:
+        """Why no VIP at all is announced now; empty if that isn't so."""
+        if now < self.announce_from:
+            why = CUT_OFF if self.cut_off else "learns which flows there are"
+            return f"{why}, {math.ceil(self.announce_from - now)} s left"
+        if now < self.held_until:
+            seconds = self.held_until - now
+            return HELD if math.isinf(seconds) else f"{HELD}, {math.ceil(seconds)} s left at most"
+        return ""
+
+    def why_withdrawn(self, vips: Iterable[IPAddress], now: float) -> dict[IPAddress, str]:
+        """Why each of these VIPs isn't announced now; those that are, are left out. Looks at all services."""
+        out = [vip for vip in vips if vip in self.failing and vip not in self.desired.announce]
+        lacking = _lacking(self, out)
+        return {vip: self._why_withdrawn(vip, lacking[vip], now) for vip in out}
+
+    def _why_withdrawn(self, vip: IPAddress, lacking: Sequence[VirtualService], now: float) -> str:
+        if self.overrides.vips.get(vip) is VipState.WITHDRAWN:
+            return "withdrawn by command"
+        return self.why_withheld(now) if vip in self.ready else shortage(lacking)
+
+    def backend(self, id_: BackendId) -> Backend | None:
+        virtual = self.services.get(id_.virtual_service)
+        position = None if virtual is None else virtual.positions.get(id_.real)
+        return None if virtual is None or position is None else virtual.backends[position]
 
     def targets(self) -> Iterator[Target]:
         """Everything that is to be probed."""
@@ -136,14 +182,25 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Action, .
         case VipChanged():
             return _vip_commanded(state, event, now)
         case CutOff():
-            return _concluded(state, replace(state, announce_from=now + state.config.learn_s), now)
+            after = replace(state, announce_from=now + state.config.learn_s, cut_off=True)
+            return _concluded(state, after, now)
+        case RoutersLost():
+            return _held(state, float("inf") if state.config.learn_s else now, now)
+        case RouterBack():
+            return _held(state, min(state.held_until, now + state.config.learn_s), now)
+        case CaughtUp():
+            return _held(state, min(state.held_until, now), now)
         case AdminChanged(real, service, admin):
             overrides = state.overrides.with_state(real, service, admin)
-            said = str(admin) if admin is not None else "state=file"
+            said = str(admin) if admin is not None else "file"
         case WeightChanged(real, service, weight):
             overrides = state.overrides.with_weight(real, service, weight)
             said = f"weight={weight}" if weight is not None else "weight=file"
     return _administered(state, real, service, overrides, said, now)
+
+
+def _held(state: State, until: float, now: float) -> tuple[State, tuple[Action, ...]]:
+    return _concluded(state, replace(state, held_until=until), now)
 
 
 def _probed(state: State, event: Probed, now: float) -> tuple[State, tuple[Action, ...]]:
@@ -193,7 +250,7 @@ def _vip_commanded(state: State, event: VipChanged, now: float) -> tuple[State, 
     overrides = state.overrides.with_vip(event.vip, event.state)
     if overrides == state.overrides:
         return state, ()
-    said = f"state={event.state if event.state is not None else 'health'}"
+    said = f"wanted={event.state if event.state is not None else 'health'}"
     after = replace(state, overrides=overrides)
     if event.vip in after.failing:
         after = replace(after, ready=_ready_again(after, [event.vip]))
@@ -218,6 +275,7 @@ def _reloaded(state: State, config: Config, now: float) -> tuple[State, tuple[Ac
                 services.append(virtual)
                 actions += more
     after = _assembled(config, state.overrides, services, state.announce_from, state.vip_since, now)
+    after = replace(after, held_until=state.held_until, cut_off=state.cut_off)
     after, rest = _concluded(state, after, now)
     return after, (*actions, *rest, *_new_targets(state, after))
 
@@ -318,28 +376,56 @@ def _turned(state: State, turned: Iterable[VirtualService]) -> State:
 
 def _concluded(before: State, after: State, now: float) -> tuple[State, tuple[Action, ...]]:
     """Decides what is announced, and says what has changed since."""
-    announce = after.ready if now >= after.announce_from else frozenset()
+    announce = after.ready if after.may_announce(now) else frozenset()
     if announce != after.desired.announce:
         after = replace(after, desired=replace(after.desired, announce=announce))
     old, new = before.desired, after.desired
     if old == new:
         return (after if old is new else replace(after, desired=old)), ()
     turned = sorted(new.announce ^ old.announce, key=lambda vip: (vip.version, vip))
-    actions: list[Action] = [_vip_change(before, after, vip, now) for vip in turned]
+    lacking = _lacking(after, turned)
+    actions: list[Action] = [_vip_change(before, after, vip, lacking[vip], now) for vip in turned]
     if turned:
         since = after.vip_since | {vip: now for vip in turned if vip in after.vip_since}
         after = replace(after, vip_since=MappingProxyType(since))
     return after, (*actions, Install(new))
 
 
-def _vip_change(before: State, after: State, vip: IPAddress, now: float) -> Transition:
+def _lacking(state: State, vips: Collection[IPAddress]) -> dict[IPAddress, list[VirtualService]]:
+    """For each of these VIPs the services on it that don't serve."""
+    lacking: dict[IPAddress, list[VirtualService]] = {vip: [] for vip in vips}
+    if any(state.failing.get(vip) for vip in lacking):
+        for virtual in state.services.values():
+            if not virtual.serves and virtual.id.vip in lacking:
+                lacking[virtual.id.vip].append(virtual)
+    return lacking
+
+
+def shortage(lacking: Sequence[VirtualService]) -> str:
+    """In words, which services can't serve, or not enough of their reals."""
+    who = "too few can" if any(virtual.up_count for virtual in lacking) else "nobody can"
+    names = [virtual.id.service for virtual in lacking]
+    if len(names) > NAMED:
+        names = [*names[:NAMED], f"{len(names) - NAMED} more"]
+    return f"{who} serve {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}"
+
+
+def _vip_change(
+    before: State, after: State, vip: IPAddress, lacking: Sequence[VirtualService], now: float
+) -> Transition:
     since = before.vip_since.get(vip)
     if after.announce_from > now:
-        why = "cut off: listens to the other balancers first"
+        why = CUT_OFF
+    elif after.held_until > now:
+        why = HELD
+    elif before.held_until > now:
+        why = "has learned what began elsewhere"
     elif vip not in after.failing:
         why = "no service is on it any more"
     elif before.overrides.vips.get(vip) != after.overrides.vips.get(vip):
         why = "said at run time"
+    elif vip not in after.ready:
+        why = shortage(lacking)
     else:
         why = "by the health of its services"
     state = "announced" if vip in after.desired.announce else "withdrawn"

@@ -67,7 +67,33 @@ class CutOff:
     """Neither a router nor another balancer is heard any more: what happens out there is not known here."""
 
 
-Event = Probed | Tick | Reloaded | AdminChanged | WeightChanged | VipChanged | CutOff
+@dataclass(frozen=True, slots=True)
+class RoutersLost:
+    """No router hears us any more, while other balancers may go on: flows begin there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterBack:
+    """One hears us again. What began elsewhere has been asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """All flows that others know of are known here, or nobody is left who could tell."""
+
+
+Event = (
+    Probed
+    | Tick
+    | Reloaded
+    | AdminChanged
+    | WeightChanged
+    | VipChanged
+    | CutOff
+    | RoutersLost
+    | RouterBack
+    | CaughtUp
+)
 
 
 # Actions
@@ -106,8 +132,8 @@ class Transition:
     damping    BackendId          kept-out, used (in spite of it), released
     service    VirtualServiceId   a `selection.Condition`: healthy, sorry, below-need, unhealthy
     tier       VirtualServiceId   the tiers that serve: 0, 1, 0+1, none
-    vip        address            announced, withdrawn; said at run time: state=VipState, state=health
-    real       [service/]address  an AdminState, weight=N, state=file, weight=file
+    vip        address            announced, withdrawn; said at run time: wanted=VipState, wanted=health
+    real       [service/]address  an AdminState, file; weight=N, weight=file
     """
 
     what: str

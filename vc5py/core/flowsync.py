@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 MAGIC: Final = b"VC5S"
 VERSION: Final = 1
 EVERYBODY: Final = 0
-MIN_SECRET: Final = 16
 MAC_BYTES: Final = 16
 MAX_DATAGRAM: Final = 8952
 DEFAULT_DATAGRAM: Final = 1400

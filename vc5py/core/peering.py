@@ -3,21 +3,24 @@
 Sans-IO: told of datagrams that a member of the cluster has signed, and of the time, it says what to do with
 them and what to send. Invariants: no datagram counts twice; a node counts only after it has named, in a
 HELLO, the boot that we made up when we started, so that nothing recorded before can be played to us, and no
-clocks need to agree.
+clocks need to agree; a copy is asked for at once where something was lost, and the less often the longer loss
+goes on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vc5py.core.flowsync import MAX_PEERS, Datagram, Kind, Outcome
+from vc5py.core.flowsync import EVERYBODY, MAX_PEERS, Datagram, Kind, Outcome
 
 WINDOW = 4096  # datagrams that may overtake each other
 HELLO_S = 1.0
 PROMPT_S = 0.1  # at the earliest so long after the last one a HELLO is answered
 FORGET_S = 10.0
-COPY_RETRY_S = 5.0
-SILENCE_S = 3.0  # of a peer that was silent for so long, or cut off from us, something may have been missed
+COPY_RETRY_S = 5.0  # without a sign of the copy that was asked for
+COPY_WAITS_S = (1.0, 60.0)  # between two that are asked for: the first, and where doubling ends
+COPY_COMES_S = 1.0  # a copy of which nothing has come for so long isn't on its way
+SILENCE_S = 3.0  # a peer that is silent for so long can't be asked
 
 
 class Window:
@@ -56,18 +59,88 @@ class Window:
 
 @dataclass(slots=True)
 class Peer:
-    """One boot of a node. `proven`: it has named our boot."""
+    """One boot of a node. `proven`: it has named our boot. `late`: it came when we had a copy already, so it
+    may know what that one didn't. `settled`: so many lost datagrams are made up for by a copy.
+    `lost_when_asked`: so many were missing of what it sent to us alone when a copy was last asked for.
+    """
 
     boot: int
     heard_at: float
     proven: bool = False
-    copied: bool = False
+    late: bool = False
+    settled: int = 0
+    noticed: int = 0
+    lost_when_asked: int = 0
     windows: dict[int, Window] = field(default_factory=dict)  # by addressee
     candidates: dict[int, float] = field(default_factory=dict)  # other boots that were heard of, and when
 
     @property
     def lost(self) -> int:
         return sum(window.lost for window in self.windows.values())
+
+    def lost_of_copy(self) -> int:
+        """Of what it has sent to us alone."""
+        return sum(window.lost for to, window in self.windows.items() if to != EVERYBODY)
+
+    def look_for_loss(self) -> bool:
+        """Whether something of it was lost, or may have been. Datagrams that are missing may only be late:
+        those count that were missing at the last look too.
+        """
+        before, self.noticed = self.noticed, self.lost
+        self.settled = min(self.settled, self.noticed)
+        return self.late or min(before, self.noticed) > self.settled
+
+    def settle(self) -> None:
+        self.late, self.settled = False, self.noticed
+
+
+class Copies:
+    """When a copy is to be asked for. `copied`: the one that was asked for last has come."""
+
+    def __init__(self) -> None:
+        self.copied = False
+        self.attempts = 0  # since the last one that came
+        self._at_once = self._urgent = False
+        self._asked_at = self._sign_at = self._trouble_at = self._earliest = float("-inf")
+        self._wait_s, self._longest_s = COPY_WAITS_S
+
+    def want(self, *, at_once: bool = False) -> None:
+        self.copied = False
+        self._at_once = self._at_once or at_once
+        self._urgent = self._urgent or at_once
+
+    def is_due(self, lost: bool, now: float) -> bool:
+        """`lost`: something has been since the last one was asked for."""
+        if lost:
+            self._trouble_at = now
+        if now - max(self._trouble_at, self._asked_at) > self._longest_s:
+            self._wait_s = COPY_WAITS_S[0]
+        if self._at_once or (self._urgent and not self._has_begun() and now - self._asked_at >= COPY_COMES_S):
+            return True
+        if now < self._earliest:
+            return False
+        if lost and (self.copied or now - self._sign_at >= COPY_COMES_S):
+            return True
+        return not self.copied and now - max(self._asked_at, self._sign_at) >= COPY_RETRY_S
+
+    def _has_begun(self) -> bool:
+        """Whether anything has come of the copy that was asked for last."""
+        return self._sign_at > self._asked_at
+
+    def asked(self, now: float) -> None:
+        self.copied = self._at_once = False
+        self.attempts += 1
+        self._asked_at, self._earliest = now, now + self._wait_s
+        self._wait_s = min(2 * self._wait_s, self._longest_s)
+
+    def comes(self, now: float) -> None:
+        """A part of it."""
+        self._sign_at = now
+
+    def has_come(self, now: float) -> None:
+        """Half of the time at most goes into copies, however long they take."""
+        self.copied, self.attempts, self._urgent = True, 0, False
+        self._earliest = max(self._earliest, 2 * now - self._asked_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +175,20 @@ class Peering:
     def __init__(self, node: int, boot: int, now: float) -> None:
         self.node, self.boot = node, boot
         self.peers: dict[int, Peer] = {}
-        self.copied = False
-        self._asked_at = float("-inf")
+        self._copies = Copies()
         self._hello_at = now
         self._said_at = float("-inf")
         self._actions: list[Action] = []
         self.lost_before = 0  # of boots that are forgotten
 
-    def want_copy(self) -> None:
-        """There is something new here that we ignored flows of until now."""
-        self.copied = False
+    @property
+    def copied(self) -> bool:
+        """Whether all that a peer knew has come since it was last asked for."""
+        return self._copies.copied
+
+    def want_copy(self, *, at_once: bool = False) -> None:
+        """There is something new here that we ignored flows of until now; or somebody waits for it."""
+        self._copies.want(at_once=at_once)
 
     def receive(self, datagram: Datagram, now: float) -> Outcome:
         """Whether it counts. Records of an ACCEPTED one may be used."""
@@ -126,7 +203,10 @@ class Peering:
         if datagram.kind is Kind.COPY:
             self._actions.append(GiveCopy(datagram.node, datagram.boot))
         elif datagram.kind is Kind.COPIED:
-            peer.copied = self.copied = True
+            if peer.lost_of_copy() <= peer.lost_when_asked:
+                self._copies.has_come(now)
+        elif datagram.to != EVERYBODY:
+            self._copies.comes(now)
         return Outcome.ACCEPTED
 
     def _take(self, peer: Peer, datagram: Datagram) -> bool:
@@ -150,7 +230,7 @@ class Peering:
             peer = self.peers[datagram.node] = Peer(datagram.boot, now)
             self._say_soon(now)
         if named and not peer.proven:
-            peer.proven = True
+            peer.proven, peer.late = True, self.copied
             self._say_soon(now)
         if not peer.proven:
             return Outcome.UNPROVEN
@@ -167,19 +247,30 @@ class Peering:
         for node in [node for node, peer in self.peers.items() if now - peer.heard_at > FORGET_S]:
             self.lost_before += self.peers.pop(node).lost
         actions, self._actions = self._actions, []
-        proven = {node: peer for node, peer in self.peers.items() if peer.proven}
-        talking = [node for node, peer in proven.items() if now - peer.heard_at <= SILENCE_S]
-        if len(talking) < len(proven):
-            self.copied, self._asked_at = False, float("-inf")
-        asks = bool(talking) and not self.copied and now - self._asked_at >= COPY_RETRY_S
-        if now >= self._hello_at or asks:  # a node does nothing for one that hasn't named it
+        asked = self._whom_to_ask(now)
+        if now >= self._hello_at or asked is not None:  # a node does nothing for one that hasn't named it
             self._hello_at, self._said_at = now + HELLO_S, now
             actions.append(Hello(self._heard(now)))
-        if asks:
-            self._asked_at = now
-            node = talking[int(now / COPY_RETRY_S) % len(talking)]
-            actions.append(AskForCopy(node, self.peers[node].boot))
+        if asked is not None:
+            actions.append(AskForCopy(asked, self.peers[asked].boot))
         return actions
+
+    def _whom_to_ask(self, now: float) -> int | None:
+        """For a copy, if one is due. One is enough, whoever was not heard: it has what the others told it."""
+        proven = {node: peer for node, peer in self.peers.items() if peer.proven}
+        wanting = [node for node, peer in proven.items() if peer.look_for_loss()]
+        talking = [node for node, peer in proven.items() if now - peer.heard_at <= SILENCE_S]
+        wanting = [node for node in wanting if node in talking]
+        if not talking or not self._copies.is_due(bool(wanting), now):
+            return None
+        # The next one after us, so that not all ask the same one.
+        around = sorted(wanting or talking, key=lambda node: (node - self.node) % (1 << 64))
+        chosen = around[self._copies.attempts % len(around)]
+        for peer in proven.values():
+            peer.settle()
+            peer.lost_when_asked = peer.lost_of_copy()
+        self._copies.asked(now)
+        return chosen
 
     def _heard(self, now: float) -> tuple[tuple[int, int], ...]:
         """Every boot that has been heard of, new ones beside those that are known, so that they can prove

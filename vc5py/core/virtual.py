@@ -12,6 +12,7 @@ above 0 only for one that takes new flows. Before `wake`, time alone changes not
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -108,6 +109,14 @@ class VirtualService:
             backend.since,
         )
 
+    @property
+    def count(self) -> str:
+        """For people: how many can serve, what keeps the others from it, and how many are needed."""
+        others = Counter(word for word in map(_obstacle, self.backends) if word)
+        own = sum(not backend.sorry for backend in self.backends)
+        words = [f"{others[word]} {word}" for word in _OBSTACLES if others[word]]
+        return ", ".join([f"{self.up_count} of {own} can serve", *words, f"{self.service.need} needed"])
+
     def targets(self) -> Iterator[Target]:
         """Everything of it that is to be probed, whatever people want of the real."""
         for backend in self.backends:
@@ -120,6 +129,22 @@ class VirtualService:
             for check, health in zip(backend.checks, backend.healths, strict=True):
                 if health.state.is_changing:
                     yield backend.id, check
+
+
+_OBSTACLES = ("disabled", "draining", "down", "of weight 0", "damped")
+
+
+def _obstacle(backend: Backend) -> str:
+    """Why a real doesn't count towards `need`; empty where it does, or is a sorry real."""
+    if backend.sorry:
+        return ""
+    if backend.admin is not AdminState.ENABLED:
+        return str(backend.admin)
+    if not backend.up:
+        return "down"
+    if not backend.weight:
+        return "of weight 0"
+    return "damped" if backend.phase is Phase.KEPT_OUT else ""
 
 
 def build(
@@ -173,9 +198,10 @@ def probed(virtual: VirtualService, event: Probed, now: float) -> tuple[VirtualS
         pace.append(Pace(event.backend, event.check, after.state.is_changing))
     virtual = _with_backend(virtual, position, new)
     if new.up == old.up:
-        return virtual, pace
-    state = "up" if new.up else "down"
-    change = Transition("backend", str(event.backend), state, new.why, now - old.since)
+        # It never was up, as far as is known; that probes say so is news.
+        is_news = new.judged and not old.judged and not new.up
+        return virtual, [_up_or_down(new, now - old.since), *pace] if is_news else pace
+    change = _up_or_down(new, now - old.since)
     virtual, more = settled(virtual, now)
     return virtual, [change, *pace, *more]
 
@@ -283,21 +309,22 @@ def _carried(
     return backends_.wanted(backend, overrides.state_of(name, real), overrides.weight_of(name, real), now)
 
 
+def _up_or_down(backend: Backend, after_s: float) -> Transition:
+    return Transition("backend", str(backend.id), "up" if backend.up else "down", backend.why, after_s)
+
+
 def _came_up(virtual: VirtualService, backends: Sequence[Backend], now: float) -> list[Transition]:
     """By a reload: the check that failed is no longer asked for."""
     changes = []
     for new in backends:
         position = virtual.positions.get(new.id.real)
         if position is not None and new.up and not virtual.backends[position].up:
-            after_s = now - virtual.backends[position].since
-            changes.append(Transition("backend", str(new.id), "up", new.why, after_s))
+            changes.append(_up_or_down(new, now - virtual.backends[position].since))
     return changes
 
 
 def _condition_change(old: VirtualService, new: VirtualService, now: float) -> Transition:
-    own = sum(not backend.sorry for backend in new.backends)
-    why = f"{new.up_count} of {own} up, {new.service.need} needed"
-    return Transition("service", str(new.id), str(new.condition), why, now - old.since)
+    return Transition("service", str(new.id), str(new.condition), new.count, now - old.since)
 
 
 def _tier_change(old: VirtualService, new: VirtualService, now: float) -> Transition:

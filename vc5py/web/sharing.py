@@ -49,7 +49,7 @@ _NUMBERS: tuple[tuple[type[_Numbers], str, str, Callable[[SharingSnapshot], floa
     (
         GaugeMetricFamily,
         "vc5_sync_copied",
-        "1 once all flows of a peer were received since the process began",
+        "0 while a copy of a peer's flows is awaited",
         lambda s: s.copied,
     ),
     (CounterMetricFamily, "vc5_sync_cpu_seconds", "CPU time of the process", lambda s: s.cpu_s),
