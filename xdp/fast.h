@@ -3,7 +3,7 @@
  * The shortest way for most packets: untagged, without options or extension headers, whole, TCP or UDP, in a
  * stable slot, to a real on the link by which it came. It decides nothing of its own: a packet that differs in
  * any respect is left as it is to the general code, which would do just the same with this one (the frame tests
- * and the fuzz hold both against one oracle). It exists for what it saves, about half of the time.
+ * and the fuzz hold both against one oracle). It exists for the time that it saves.
  *
  * Whether it is about IPv4 or IPv6 is known when this is compiled: there is one copy of each.
  */

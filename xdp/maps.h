@@ -68,11 +68,19 @@ static __always_inline struct settings *settings_get(void)
 	return ELEMENT(settings, struct settings, 0);
 }
 
-/* Counters are striped by CPU inside plain arrays, so that the control plane reads them without a syscall. */
+/*
+ * Counters are striped by CPU inside plain arrays, so that the control plane reads them without a syscall. There
+ * is a stripe for each CPU that was running when the maps were made; one that comes later may share another's, and
+ * now and then one of the two loses a packet in the count.
+ */
+static __always_inline u32 stripe(void)
+{
+	return bpf_get_smp_processor_id() & STRIPE_MASK;
+}
+
 static __always_inline void count_verdict(enum verdict verdict)
 {
-	u32 cpu = bpf_get_smp_processor_id();
-	struct verdict_counts *counts = ELEMENT(verdict_counts, struct verdict_counts, cpu);
+	struct verdict_counts *counts = ELEMENT(verdict_counts, struct verdict_counts, stripe());
 
 	if (counts)
 		counts->packets[verdict & (VERDICT_SLOTS - 1)]++;
@@ -80,7 +88,7 @@ static __always_inline void count_verdict(enum verdict verdict)
 
 static __always_inline void count_backend(u32 index, u32 bytes)
 {
-	u32 key = bpf_get_smp_processor_id() * BACKEND_CAPACITY + index;
+	u32 key = stripe() * BACKEND_CAPACITY + index;
 	struct backend_count *count = ELEMENT(backend_counts, struct backend_count, key);
 
 	if (count) {
@@ -91,9 +99,7 @@ static __always_inline void count_backend(u32 index, u32 bytes)
 
 static __always_inline struct icmp_budget *icmp_budget_here(void)
 {
-	u32 cpu = bpf_get_smp_processor_id();
-
-	return ELEMENT(icmp_budgets, struct icmp_budget, cpu);
+	return ELEMENT(icmp_budgets, struct icmp_budget, stripe());
 }
 
 #endif

@@ -4,7 +4,8 @@
  * each CPU writes them into a ring of its own, one after the other. Cheaper than marking where in the flow
  * table they are: nothing that CPUs share is written, and the reader reads what has changed and no more.
  *
- * Whoever is too slow loses the oldest ones; what he misses is told again by a look through the whole table.
+ * Whoever is too slow loses the oldest ones; what he misses is told again by a look through the whole table. So is
+ * what is lost where two CPUs write into one ring, because one of them came after the maps were made.
  */
 #ifndef VC5_SHARE_H
 #define VC5_SHARE_H
@@ -12,7 +13,7 @@
 /* FLOW_LOG: entries of a CPU's ring, a power of two; 0 where nothing is shared. */
 static __always_inline void flow_log(u64 hash, u64 value)
 {
-	u32 cpu = bpf_get_smp_processor_id();
+	u32 cpu = stripe();
 	struct flow_log_head *head;
 	struct flow_entry *entry;
 	u64 written;

@@ -21,6 +21,8 @@ from tests.bench.rig import (
     SYN,
     VIP4,
     VIP6,
+    VIP6_GUE,
+    VIP6_IPIP,
     VIP_GUE,
     VIP_IPIP,
     Harness,
@@ -126,7 +128,12 @@ class Bench:
 
     def _modes(self) -> None:
         self._measure("L2, IPv6", Stream(VIP6), ONE, self._scale.packets, textbook=False)
-        for name, vip in (("IPIP", VIP_IPIP), ("GUE", VIP_GUE)):
+        for name, vip in (
+            ("IPIP", VIP_IPIP),
+            ("IPIP, IPv6", VIP6_IPIP),
+            ("GUE", VIP_GUE),
+            ("GUE, IPv6", VIP6_GUE),
+        ):
             stream = Stream(vip)
             self._measure(name, stream, ONE, self._scale.packets, textbook=False, grows=True)
 

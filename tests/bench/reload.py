@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 from vc5py.balancer import Balancer, Parts
 from vc5py.bfd.supervisor import Supervisor
@@ -67,13 +67,27 @@ class _Surroundings:
         raise AssertionError("the configurations have no `rhi`")
 
 
-class _Heart:
+class Heart:
     """Beats in the event loop; the longest pause between two beats."""
 
     def __init__(self) -> None:
         self.longest_s = 0.0
 
-    async def beat(self) -> None:
+    @classmethod
+    @asynccontextmanager
+    async def beating(cls) -> AsyncIterator[Self]:
+        """While the block runs."""
+        heart = cls()
+        task = asyncio.create_task(heart._beat(), name="heart")
+        try:
+            yield heart
+            await asyncio.sleep(2 * BEAT_S)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _beat(self) -> None:
         last = time.perf_counter()
         while True:
             await asyncio.sleep(BEAT_S)
@@ -120,15 +134,10 @@ async def _reload(
 ) -> Reloaded:
     say(f"reload: {name}")
     file.write_text(text)
-    heart = _Heart()
-    task = asyncio.create_task(heart.beat(), name="heart")
-    begun = time.perf_counter()
-    await balancer.reload()
-    took_s = time.perf_counter() - begun
-    await asyncio.sleep(2 * BEAT_S)
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    async with Heart.beating() as heart:
+        begun = time.perf_counter()
+        await balancer.reload()
+        took_s = time.perf_counter() - begun
     return Reloaded(name, took_s, heart.longest_s * 1e3)
 
 

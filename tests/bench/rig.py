@@ -53,11 +53,14 @@ _PERCPU_ARRAY = cast(MapType, 6)  # not among those that the balancer uses
 
 VIP4, VIP6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
 VIP_IPIP, VIP_GUE = IPv4Address("192.0.2.2"), IPv4Address("192.0.2.3")
+VIP6_IPIP, VIP6_GUE = IPv6Address("2001:db8::2"), IPv6Address("2001:db8::3")
 _MODES: dict[IPAddress, Forwarding] = {
     VIP4: Forwarding(),
     VIP6: Forwarding(),
     VIP_IPIP: Forwarding(ForwardMode.IPIP),
     VIP_GUE: Forwarding(ForwardMode.GUE, port=6080),
+    VIP6_IPIP: Forwarding(ForwardMode.IPIP),
+    VIP6_GUE: Forwarding(ForwardMode.GUE, port=6080),
 }
 
 
@@ -158,7 +161,7 @@ def _sizes(entries: int, log: int) -> maps.Sizes:
         slot_lines=1024,
         service_sets4=64,
         service_sets6=64,
-        cpus=maps.possible_cpus(),
+        cpus=maps.running_cpus(),
         interfaces=64,
         log=log,
     )

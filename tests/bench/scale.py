@@ -1,9 +1,10 @@
 """`python -m tests.bench.scale`: what large configurations and large flow tables cost the control plane.
 
-Two parts. A thousand services of a hundred reals each, once all with the same hundred, once with 30,000
+Three parts. A thousand services of a hundred reals each, once all with the same hundred, once with 30,000
 different ones: how long it takes to read the configuration, to decide and to install it in the kernel's
 maps, and how long until one real's change of health is there; and for how long reloads that change all of it
-keep the event loop. And a flow table as large as they come, half
+keep the event loop. The ways to so many different reals, asked from the kernel: how long until all are known,
+and what it takes to keep them fresh. And a flow table as large as they come, half
 full: for how long at most one call keeps the event loop, and how long a turn of housekeeping takes.
 """
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from tests.bench.reload import Reloaded, measure_reloads
 from tests.bench.report import Aim
+from tests.bench.resolve import Resolved, measure_resolving
 from vc5py import config
 from vc5py.core import director
 from vc5py.dataplane import abi, flows, maps
@@ -42,6 +44,7 @@ _T = TypeVar("_T")
 
 INSTALL_S = 10.0
 BLOCK_MS = 250.0
+RESOLVE_MS = 200.0
 CHANGE_MS = 50.0
 CALL_MS = 50.0
 TICKS = TickClock(250)
@@ -60,6 +63,7 @@ class Scale:
     distinct: int = 30_000
     entries: int = 1 << 26
     changes: int = 20
+    steady_s: float = 15.0
 
 
 FULL = Scale()
@@ -114,6 +118,7 @@ class Scanned:
 class Report:
     installed: tuple[Installed, ...]
     reloaded: tuple[Reloaded, ...]
+    resolved: tuple[Resolved, ...]
     scanned: Scanned
 
 
@@ -278,8 +283,10 @@ def measure(scale: Scale, say: Callable[[str], None] = lambda text: None) -> Rep
         say(f"{scale.services} services, {name}")
         installed.append(measure_installed(scale, name, distinct))
     reloaded = measure_reloads(reloads_of(scale), say)
+    text = text_of(scale, scale.distinct)
+    resolved = measure_resolving(text, scale.distinct, say, scale.steady_s)
     say(f"{scale.entries} flows")
-    return Report(tuple(installed), reloaded, measure_scanned(scale))
+    return Report(tuple(installed), reloaded, resolved, measure_scanned(scale))
 
 
 def reloads_of(scale: Scale) -> list[tuple[str, str]]:
@@ -301,6 +308,9 @@ def aims(report: Report) -> list[Aim]:
         out.append(
             Aim(f"ms that a reload keeps all else: {reload.name}", reload.longest_ms, BLOCK_MS, most=True)
         )
+    for ways in report.resolved:
+        longest = max(ways.longest_ms, ways.steady_longest_ms)
+        out.append(Aim(f"ms that finding reals keeps all else: {ways.name}", longest, RESOLVE_MS, most=True))
     out.append(Aim("ms that one call keeps the event loop", report.scanned.longest_ms, CALL_MS, most=True))
     return out
 
@@ -326,6 +336,10 @@ def print_report(report: Report, write: Callable[[str], None] = print) -> None:
         write(f"{title:44}" + "".join(f"{cell(one):>20}" for one in report.installed))
     for reload in report.reloaded:
         write(f"reload, {reload.name}: {reload.took_s:.1f} s, of which {reload.longest_ms:.0f} ms at a time")
+    for ways in report.resolved:
+        write(f"ways to {ways.reals} reals {ways.name}: all known in {ways.took_s:.1f} s, of which")
+        write(f"  {ways.longest_ms:.0f} ms at a time, and {ways.reload_s:.2f} s before a reload goes on;")
+        write(f"  kept fresh with {ways.share:.1%} of a CPU, {ways.steady_longest_ms:.0f} ms at a time")
     scanned = report.scanned
     million = scanned.entries / 1e6
     write(f"flow table of {scanned.entries} entries, {scanned.occupied:.0%} occupied:")

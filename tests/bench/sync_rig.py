@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests import leftovers
 from tests.bench.rig import Ours
 from vc5py.core import flowsync
 from vc5py.core.flowsync import Key
@@ -37,7 +38,7 @@ LINK = "sync0"
 ADDRESSES = (IPv4Address("198.18.0.1"), IPv4Address("198.18.0.2"))
 GROUP4, GROUP6 = IPv4Address("239.255.0.9"), IPv6Address("ff02::5:9")
 KEYS = (Key.derive(b"the secret of the benchmark"),)
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 @dataclass
@@ -154,6 +155,7 @@ def _ip(*words: str) -> None:
 @contextmanager
 def pair(entries: int, log: int, name: str = "vc5sync") -> Iterator[tuple[Node, Node]]:
     """Both nodes, with nothing running; all of it is gone afterwards."""
+    leftovers.remove_those_of_the_dead(name)
     names = [f"{name}{os.getpid()}{letter}" for letter in "ab"]
     made: list[str] = []
     nodes: list[Node] = []

@@ -32,6 +32,7 @@ from tests.packets.world import (
     PASS_VIP,
     STICKY_VIP,
     STICKY_VIP6,
+    TAGS,
     WAYS,
     WEB_VIP,
     WEB_VIP6,
@@ -41,6 +42,7 @@ from tests.packets.world import (
 )
 from vc5py.model import IPAddress
 
+TAGGED = {"q": (100,), "q0": (0,), "adq": (300, 100)}
 ROUTER, ROUTER6 = "203.0.113.9", "2001:db8:f::9"
 KINDS4 = {
     "unreachable": ICMP(type=3, code=1),
@@ -85,8 +87,8 @@ def _echo() -> Iterator[Case]:
         for ttl in (0, 1, 63, 65, 255):
             yield Case(f"{name}_ttl_{ttl}", "we are its destination", ping(vip, ttl=ttl), answered)
         yield Case(f"{name}_padded", "with a trailer", padded(ping(vip), 100, b"\xaa"), answered)
-        for ids in ((100,), (300, 100)):
-            yield Case(f"{name}_tags_{len(ids)}", "with tags", ping(vip, link=tags(*ids)), answered)
+        for link, ids in TAGGED.items():
+            yield Case(f"{name}_{link}", "with tags", ping(vip, link=tags(*ids)), answered)
         yield Case(f"{name}_other", "another host's", ping(other), "not_vip")
         yield Case(f"{name}_mac", "another MAC", ping(vip, link=ether(dst=OUR_MAC[Side.FAR])), "not_our_mac")
         far = ping(vip, link=ether(dst=OUR_MAC[Side.FAR]))
@@ -127,8 +129,13 @@ def _errors() -> Iterator[Case]:
             other = error(kind, vip, quote(sticky))
             yield Case(f"{name}_other_vip", "about another VIP's flow", other, "bad_icmp")
             yield Case(f"{name}_ttl", "would die", error(kind, vip, quote(vip), ttl=1), "ttl_expired")
-            ours = error(kind, vip, quote(vip), link=tags(300, 100))
-            yield Case(f"{name}_tagged", "with tags", ours, "forwarded_icmp")
+            for link, ids in TAGGED.items():
+                ours = error(kind, vip, quote(vip), link=tags(*ids))
+                yield Case(f"{name}_{link}", "with tags", ours, "forwarded_icmp")
+                for wanted in TAGS:
+                    to = tags_vip(wanted, "l2", family)
+                    moved = error(kind, to, quote(to), link=tags(*ids))
+                    yield Case(f"{name}_{link}_{wanted}", "with other tags", moved, "forwarded_icmp")
             gone = entry(REAL_11 if family == 4 else WEB6.reals[0].address, service=service)
             yield Case(f"{name}_down", "its real is down", frame, "forwarded_icmp", down, entry=gone)
             for way in [*WAYS, "dscp"]:

@@ -94,11 +94,15 @@ class Kernel:
     def run_flood(self, frame: bytes, packets: int) -> None:
         libbpf.test_run(self._flooder, frame, repeat=packets)
 
+    def run_flood_of(self, frame: bytes, packets: int) -> None:
+        """Packets of random clients, from the CPU of the caller."""
+        self.prepare_flood(frame)
+        self.run_flood(frame, packets)
+
     def flood(self, frame: bytes, packets: int) -> dict[str, int]:
         """That many packets of random clients; returns how many got each verdict."""
         before = self.verdicts()
-        self.prepare_flood(frame)
-        self.run_flood(frame, packets)
+        self.run_flood_of(frame, packets)
         return self.counted(before)
 
 

@@ -56,7 +56,7 @@ SIZES = maps.Sizes(
     slot_lines=2048,
     service_sets4=256,
     service_sets6=256,
-    cpus=maps.possible_cpus(),
+    cpus=maps.running_cpus(),
     interfaces=64,
 )
 
@@ -120,7 +120,7 @@ class _OtherNetwork:
         return socket.if_nametoindex("far0")
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._thread.submit(function, *args, **kwargs).result(timeout=10)
+        return self._thread.submit(function, *args, **kwargs).result(timeout=60)
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -108,12 +108,18 @@ def test_a_flow_within_one_tick_proves_nothing(kernel: Kernel) -> None:
 def test_promotion_over_real_ticks(ticking: Kernel) -> None:
     """By the kernel's own clock: one packet in each of three different ticks establishes a flow."""
     frame = frames.tcp(STICKY_VIP)  # always looked up
-    for expected in (UNPROVEN, PROVING, ESTABLISHED, ESTABLISHED):
-        started = ticking.tick()
-        ticking.run(frame)
-        recorded = ticking.entry(read_tuple(frame).hash)
-        assert recorded is not None and recorded.state is expected
-        wait_for_next_tick(ticking, started)
+    for _ in range(20):
+        begun, states = ticking.tick(), []
+        ticking.clear_flows()
+        for _ in range(4):
+            started = ticking.tick()
+            ticking.run(frame)
+            recorded = ticking.entry(read_tuple(frame).hash)
+            states.append(recorded and recorded.state)
+            wait_for_next_tick(ticking, started)
+        if ticking.tick() - begun & 0xFFFF < ticking.timeout(UNPROVEN):
+            break  # else we stood still meanwhile, and the entry may have expired
+    assert states == [UNPROVEN, PROVING, ESTABLISHED, ESTABLISHED]
 
 
 def wait_for_next_tick(kernel: Kernel, tick: int) -> None:
@@ -175,7 +181,7 @@ def test_a_flow_is_looked_up_in_one_tick_of_so_many(ticking: Kernel) -> None:
     frame = frames.tcp(flags="A")
     known = entry(next(r.address for r in WEB.reals if r != maglev_choice(WEB, read_tuple(frame).hash)))
     verdicts: dict[int, str | None] = {}  # by the tick's place among so many
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(verdicts) < SAMPLE and time.monotonic() < deadline:
         tick = ticking.tick()
         ticking.clear_flows()

@@ -206,6 +206,23 @@ def test_two_cpus_write_the_same_sets() -> None:
         bench.all_talk()
 
 
+def test_cpu_that_came_later_counts_with_another() -> None:
+    """There are counters for the CPUs that ran when the maps were made."""
+    cpu = max(os.sched_getaffinity(0))
+    with Kernel(replace(SIZES, cpus=1)) as kernel:
+        bench = KernelBench(kernel=kernel)
+        bench.change(0, {0: "up"})
+        bench.open(0, 1, Protocol.TCP, 1, syn=True)
+        frame = frame_of(bench.connections[0], ACK)
+        before = kernel.verdicts()
+        packets = bench.maps.backend_counts["packets"].sum()
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(os.sched_setaffinity, 0, {cpu}).result()
+            threads.submit(kernel.run_flood_of, frame, 1000).result()
+        assert sum(kernel.counted(before).values()) == 1000
+        assert bench.maps.backend_counts["packets"].sum() == packets + 1000
+
+
 def flood_on_two_cpus(kernel: Kernel, frame: bytes, packets: int) -> None:
     """That many on each, at the same time."""
     cpus = sorted(os.sched_getaffinity(0))

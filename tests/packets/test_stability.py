@@ -19,12 +19,15 @@ from tests.unit.test_stability_model import (
     PROVEN_S,
     REALS,
     SAMPLE_TICKS,
+    SIZES,
     VIPS,
     begin,
+    play_health,
     play_random,
     unstable_slots,
 )
 from vc5py.dataplane.policy import SETTLE_S, Pace
+from vc5py.dataplane.tables import lines_for
 from vc5py.model import (
     BackendId,
     BackendState,
@@ -62,6 +65,15 @@ def test_random_history(bench: KernelBench, seed: int, lossy: bool, pace: Pace) 
     bench.restart()
     play_random(bench, seed, 40, lossy=lossy)
     assert bench.packets > 1000
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_history_where_tables_have_no_room_beside_each_other(seed: int) -> None:
+    """Two tables, what their slots named before, and nothing to spare."""
+    with Kernel(replace(SIZES, slot_lines=1 + 4 * lines_for(5))) as kernel:
+        bench = KernelBench(kernel=kernel)
+        play_health(bench, seed, 40)
+        assert bench.packets > 1000
 
 
 def test_model_and_kernel_agree(bench: KernelBench) -> None:

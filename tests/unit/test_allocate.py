@@ -18,6 +18,23 @@ def test_first_fit_and_what_is_left() -> None:
     assert [runs.take(2), runs.take(2), runs.take(1)] == [0, 2, 8]
 
 
+def test_runs_at_multiples_of_their_length_leave_room_for_longer_ones() -> None:
+    runs = RunAllocator(33, "things", first=1)
+    assert runs.reserve(0, 1)
+    assert [runs.take(2), runs.take(8), runs.take(2), runs.take(4), runs.take(8)] == [1, 9, 3, 5, 17]
+    for start, length in ((1, 2), (5, 4)):
+        runs.give_back(start, length)
+    assert [runs.take(2), runs.take(8), runs.take(4)] == [1, 25, 5]
+
+
+def test_runs_whose_multiples_are_taken_are_refused() -> None:
+    runs = RunAllocator(9, "things", first=1)
+    assert runs.reserve(0, 2)
+    assert runs.take(4) == 5
+    with pytest.raises(DataplaneError, match=r"no room for 4 more things \(of 9\)"):
+        runs.take(4)
+
+
 def test_no_room_says_of_what_and_takes_nothing() -> None:
     runs = RunAllocator(10, "things")
     runs.take(8)

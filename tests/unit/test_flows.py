@@ -80,7 +80,7 @@ def recorded(table: Table, count: int, seed: int) -> dict[int, int]:
     return done
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 200), st.integers(0, 2**32), st.sampled_from([16, 64, 256]))
 def test_carried_over_flows_are_found_in_the_new_table(count: int, seed: int, sets: int) -> None:
     old, new = empty(64), empty(sets)
@@ -130,7 +130,7 @@ def test_merged_entry_holds_unless_ours_is_newer(ours: int, theirs: int, taken: 
     assert np.count_nonzero(table["value"]) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 150), st.integers(0, 2**32))
 def test_merging_into_an_empty_table_is_carrying_over(count: int, seed: int) -> None:
     old, new, other = empty(64), empty(128), empty(128)

@@ -82,14 +82,14 @@ def in_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[InNetwork]:
     monkeypatch.setattr(neighbours, "REFRESH_S", 3600.0)
     monkeypatch.setattr(links, "BOND_KINDS", frozenset({"bridge"}))
     with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(_build).result(timeout=10)
+        thread.submit(_build).result(timeout=60)
 
         def run(play: Play) -> None:
             async def bounded() -> None:
-                async with asyncio.timeout(40):
+                async with asyncio.timeout(100):
                     await play()
 
-            thread.submit(asyncio.run, bounded()).result(timeout=60)
+            thread.submit(asyncio.run, bounded()).result(timeout=120)
 
         yield run
 
@@ -132,7 +132,7 @@ async def listening() -> bool:
 
 
 async def until(what: str, happened: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(800):
+    for _ in range(3000):
         if await happened():
             return
         await asyncio.sleep(0.01)
@@ -194,7 +194,7 @@ async def forwarded(came_in: str, leaves: str, payload: int = 0) -> Ether:
     frame = bytes(Ether(dst=MACS[came_in], src="02:00:00:00:00:fe") / packet)
     with tap(came_in) as client, tap(leaves) as real:
         client.send(frame)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while True:
                 seen = Ether(await loop.sock_recv(real, 10000))
                 if seen.dst == REAL_MAC:

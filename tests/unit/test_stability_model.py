@@ -10,7 +10,7 @@ has talked for `PROVEN_S` before.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +28,7 @@ from vc5py.dataplane.base import Neighbour
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.maps import Maps, Sizes
 from vc5py.dataplane.policy import SETTLE_S, Pace, Policy
+from vc5py.dataplane.tables import lines_for
 from vc5py.dataplane.ticks import TickClock
 from vc5py.model import (
     BackendId,
@@ -100,9 +101,9 @@ class Connection:
         return flow_hash(KEY, self.client, VIPS[self.service], self.port, 80, self.protocol.number)
 
 
-def array_maps() -> Maps:
+def array_maps(slot_lines: int = SIZES.slot_lines) -> Maps:
     """What `Maps` has for the control plane, without a kernel."""
-    s = SIZES
+    s = replace(SIZES, slot_lines=slot_lines)
     backend_counts = np.zeros((s.cpus, s.backends), abi.BACKEND_COUNT)
     maps = SimpleNamespace(
         sizes=s,
@@ -422,6 +423,18 @@ def play_random(bench: Bench, seed: int, steps: int, *, lossy: bool) -> None:
         play(bench, step)
 
 
+def play_health(bench: Bench, seed: int, steps: int) -> None:
+    """As `play_random`, but that reals neither come nor go: what happens between reloads."""
+    source = random.Random(seed)
+    begin(bench)
+    for _ in range(steps):
+        step = random_step(source, lossy=False)
+        if step[0] in ("change", "crash"):
+            kept = {real % 5: "down" if mode == "gone" else mode for real, mode in step[2].items()}
+            step = step[0], step[1], kept
+        play(bench, step)
+
+
 modes = st.dictionaries(
     st.integers(0, len(REALS) - 1), st.sampled_from(sorted(MODES)), min_size=1, max_size=4
 )
@@ -444,10 +457,39 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(step, min_size=2, max_size=10), st.sampled_from([Pace(), PIECEMEAL]))
 def test_no_connection_moves_while_its_real_is_up(history: list[Step], pace: Pace) -> None:
     bench = Bench(pace=pace)
+    begin(bench)
+    for one in history:
+        play(bench, one)
+    bench.pass_time(260, step_s=10)
+
+
+health = st.dictionaries(
+    st.integers(0, 4), st.sampled_from(sorted(MODES.keys() - {"gone"})), min_size=1, max_size=4
+)
+kept = st.one_of(
+    st.tuples(st.sampled_from(["change", "change", "crash"]), st.integers(0, 1), health),
+    st.tuples(st.just("pass"), st.sampled_from([1, 40, 121, 250]), st.sampled_from([1, 5, 10])),
+    st.tuples(
+        st.just("open"),
+        st.integers(0, 1),
+        st.integers(1, 8),
+        st.sampled_from(Protocol),
+        st.sampled_from(INTERVALS_S),
+        st.booleans(),
+    ),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(kept, min_size=2, max_size=10), st.sampled_from([Pace(), PIECEMEAL]))
+def test_no_connection_moves_where_tables_have_no_room_beside_each_other(
+    history: list[Step], pace: Pace
+) -> None:
+    bench = Bench(array_maps(1 + 4 * lines_for(5)), pace=pace)
     begin(bench)
     for one in history:
         play(bench, one)

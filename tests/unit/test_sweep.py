@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from tests.unit.test_flows import NOW, TIMEOUTS, empty, put, value_of
 from vc5py.dataplane import abi
+from vc5py.dataplane.looks import Look
 from vc5py.dataplane.sweep import GONE_TICKS, Subject, Turn
-from vc5py.dataplane.tables import Look, TableArena, Tables, size
+from vc5py.dataplane.tables import TableArena, Tables, size
 
 SERVICE, OTHER = 1, 2
 ROOM = 4
@@ -199,7 +200,7 @@ def test_flow_that_comes_back_while_it_is_looked_at_keeps_its_slot_unstable(
     assert bench.unstable() == [7]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

@@ -11,20 +11,33 @@ from vc5py.errors import DataplaneError
 
 
 class RunAllocator:
-    """First fit over [0, capacity): runs of consecutive indices."""
+    """Runs of consecutive indices of [0, capacity), the first that fits.
 
-    def __init__(self, capacity: int, what: str) -> None:
+    `first`: runs are given out at multiples of their length from there on, and from the smallest gap that has
+    one, so that runs of 2^n indices break up as few longer ones as can be.
+    """
+
+    def __init__(self, capacity: int, what: str, first: int | None = None) -> None:
         self.capacity = capacity
         self._what = what
+        self._first = first
         self._free: list[tuple[int, int]] = [(0, capacity)]  # (start, length), ascending, never adjacent
 
     def take(self, length: int) -> int:
         """The start of a free run; raises DataplaneError where there is none."""
-        for i, (start, room) in enumerate(self._free):
-            if room >= length:
-                self._free[i : i + 1] = [(start + length, room - length)] if room > length else []
-                return start
+        for start, room in self._candidates():
+            begin = self._begin(start, length)
+            if begin + length <= start + room:
+                self.reserve(begin, length)
+                return begin
         raise DataplaneError(f"no room for {length} more {self._what} (of {self.capacity})")
+
+    def _candidates(self) -> list[tuple[int, int]]:
+        return self._free if self._first is None else sorted(self._free, key=lambda run: (run[1], run[0]))
+
+    def _begin(self, start: int, length: int) -> int:
+        """Where in a gap from `start` on a run may begin."""
+        return start if self._first is None else start + (self._first - start) % length
 
     def reserve(self, start: int, length: int) -> bool:
         """Takes a given run; False (and nothing taken) where it isn't wholly free."""

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from vc5py.core.flowhash import FlowKey
 from vc5py.dataplane import abi, compiler, libbpf, maps, ticks
-from vc5py.dataplane.kernel import KernelDataplane, room_for
+from vc5py.dataplane.installed import room_for
+from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.links import LINEAR_MTU, Link, Port, ports_of, records_of
 from vc5py.dataplane.maps import Maps, Sizes
 from vc5py.dataplane.neighbours import NeighbourWatch
@@ -26,7 +27,7 @@ from vc5py.dataplane.netlink import Interface, Netlink, XdpMode
 from vc5py.dataplane.policy import Policy
 from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.servicemap import sets_for
-from vc5py.dataplane.tables import lines_for
+from vc5py.dataplane.tables import lines_for, lines_of_arena
 from vc5py.dataplane.takeover import Start, Takeover, open_maps
 from vc5py.errors import DataplaneError
 from vc5py.model import Config, Desired, ForwardMode, IPAddress, Vlan
@@ -35,7 +36,10 @@ _log = logging.getLogger(__name__)
 
 _PROGRAM_PIN = "vc5_ingress"
 RESOLVE_S = 1.0
-MIN_PORTS = 256  # (VIP, port, protocol) that there is room for in any case: reloads may add some
+# What there is room for in any case: reloads may add some.
+MIN_PORTS = 256  # (VIP, port, protocol)
+MIN_BACKENDS = 256
+MIN_LINES = 2048  # of Maglev slots: what as many backends may need
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +59,22 @@ def _power_of_two(n: int) -> int:
 
 
 def sizes_for(config: Config, highest_ifindex: int) -> Sizes:
-    """Maps as large as the configuration needs, and as much again for what an earlier run has in them.
+    """Maps as large as the configuration needs, and as much again for what an earlier run has in them, or for
+    a reload to something else altogether.
 
-    Backends take twice as much: a service that exchanges all of its reals holds the old and the new ones in
-    one longer run for a moment, beside the old run.
+    Backends take once more: a service that exchanges all of its reals has the old and the new ones in one
+    run of twice the length, beside the old run for as long as that rests.
     """
     services = [service for service in config.services for _ in service.vips]
     ports = max(MIN_PORTS, sum(len(s.ports) * len(s.protocols) + 1 for s in services))
     return Sizes(
         flow_sets=config.flows // abi.FLOW_WAYS,
         services=min(abi.MAX_SERVICES, max(64, 2 * len(services))),
-        backends=min(
-            abi.MAX_BACKENDS, _power_of_two(max(256, 4 * sum(room_for(len(s.reals)) for s in services)))
-        ),
-        slot_lines=max(1024, 8 * sum(lines_for(len(s.reals)) for s in services)),
+        backends=min(abi.MAX_BACKENDS, max(MIN_BACKENDS, 3 * sum(room_for(len(s.reals)) for s in services))),
+        slot_lines=max(MIN_LINES, lines_of_arena([lines_for(len(s.reals)) for s in services])),
         service_sets4=sets_for(ports, abi.SERVICE_WAYS4),
         service_sets6=sets_for(ports, abi.SERVICE_WAYS6),
-        cpus=maps.possible_cpus(),
+        cpus=maps.running_cpus(),
         interfaces=_power_of_two(max(64, highest_ifindex + 1)),
     )
 
@@ -292,6 +295,9 @@ class Driver:
         if mode is XdpMode.GENERIC:
             _log.warning("XDP runs in generic mode: slow interface=%s %s", link.name, refusal)
         _log.info("attached interface=%s mode=%s adopted=%s", link.name, mode, replaces is not None)
+        if link.is_veth:
+            needs = "its peer needs GRO or an XDP program, or drops what is forwarded"
+            _log.warning("interface=%s kind=veth: %s", link.name, needs)
 
     async def _attach_egress(self, port: Port) -> None:
         """A bond's own packets pass its hook and then the member's: only one of these may steer them."""

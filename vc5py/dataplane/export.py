@@ -42,6 +42,9 @@ class Exporter:
         head, ring = self._maps.flow_log_heads[cpu : cpu + 1], self._maps.flow_log[cpu]
         size = len(ring)
         written, read = int(head["written"][0]), int(head["read"][0])
+        if written < read:  # two CPUs share the ring, and the slower one has stored its own count
+            self.missed += read - written
+            read = written
         first = max(read, written - size)
         last = min(written, first + limit)
         entries = ring[np.arange(first, last) & size - 1]

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vc5py.dataplane.allocate import Quarantine
+from vc5py.dataplane.looks import Look
 from vc5py.dataplane.maps import Maps
 from vc5py.dataplane.policy import Pace
 from vc5py.dataplane.sweep import Owner, Subject, Turn
-from vc5py.dataplane.tables import Look, TableArena
+from vc5py.dataplane.tables import TableArena
 
 # Loads follow what was read last; of a large table an eighth of it is averaged.
 _SMOOTHING = 8

@@ -235,6 +235,15 @@ class Carried:
     without_room: int
 
 
+def folded(rows: _Words, cpus: int) -> _Words:
+    """Counts by their CPUs as counts by ours, of which there may be fewer: the sums are the same."""
+    out = np.zeros((min(len(rows), cpus), *rows.shape[1:]), dtype=np.uint64)
+    for start in range(0, len(rows), cpus):
+        part = rows[start : start + cpus]
+        out[: len(part)] += part
+    return out
+
+
 class Carrier:
     """Carries flows and counters from old maps into new ones, whose structure has been copied already.
 
@@ -382,20 +391,22 @@ class Carrier:
         """What has been counted since the last time, to whoever counts here. The program that is running may
         count at the same moment: only what isn't 0 is added, in one go.
         """
-        cpus, known = min(self._source.cpus, self._new.sizes.cpus), np.flatnonzero(self._new_rows >= 0)
+        known = np.flatnonzero(self._new_rows >= 0)
         for number, name in enumerate(("packets", "bytes")):
             counts = self._source.read("backend_counts", name)
             before = self._counted[number] if len(self._counted[number]) else np.zeros_like(counts)
-            gained = (counts - before).reshape(self._source.cpus, -1)[:cpus, self._old_places.records[known]]
+            gained = folded((counts - before).reshape(self._source.cpus, -1), self._new.sizes.cpus)
+            gained = gained[:, self._old_places.records[known]]
             self._counted[number] = counts
             cpu, at = np.nonzero(gained)
             self._new.backend_counts[name][cpu, self._records[known][at]] += gained[cpu, at]
-        self._add_verdicts(cpus)
+        self._add_verdicts()
 
-    def _add_verdicts(self, cpus: int) -> None:
+    def _add_verdicts(self) -> None:
         for verdict in abi.verdicts():
             counts = self._source.read("verdict_counts", verdict.name)
             gained = counts - self._verdicts[:, verdict.number]
             self._verdicts[:, verdict.number] = counts
-            (cpu,) = np.nonzero(gained[:cpus])
+            gained = folded(gained, self._new.sizes.cpus)
+            (cpu,) = np.nonzero(gained)
             self._new.verdict_counts[cpu, verdict.number] += gained[cpu]

@@ -41,6 +41,11 @@ class Link:
     def is_bond(self) -> bool:
         return self.kind in BOND_KINDS
 
+    @property
+    def is_veth(self) -> bool:
+        """Whether frames that XDP sends end at a peer, which takes them only with GRO or a program."""
+        return self.kind == "veth"
+
 
 @dataclass(frozen=True, slots=True)
 class Port:

@@ -26,6 +26,9 @@ DIRECT_MAX_BYTES = 1 << 28
 
 LEARN_BATCH = 1 << 12  # flows of other balancers that are taken into the flow table in one go
 
+_USUAL_MOUNT = Path("/sys/fs/bpf")
+_POINTER_BYTES = 8  # of a devmap's entries, to the kernel
+
 _ARRAYS: Mapping[str, np.dtype[np.void]] = {
     "flows": np.dtype((abi.FLOW_ENTRY, abi.FLOW_WAYS)),
     "services": abi.SERVICE,
@@ -47,8 +50,8 @@ _ARRAYS: Mapping[str, np.dtype[np.void]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers of entries. `flow_sets`, `backends`, the two `service_sets` and `log` are powers of two; `log`
-    is for each CPU, and 1 says that there is no log: flows are not shared.
+    """Numbers of entries. `flow_sets`, the two `service_sets` and `log` are powers of two; `log` is for each
+    CPU, and 1 says that there is no log: flows are not shared.
     """
 
     flow_sets: int
@@ -66,6 +69,17 @@ class Sizes:
         kept = ("services", "backends", "slot_lines", "service_sets4", "service_sets6", "interfaces")
         return replace(self, **{name: max(getattr(self, name), getattr(other, name)) for name in kept})
 
+    def serve(self, wanted: Sizes) -> bool:
+        """Whether maps of these sizes do where those are wanted. Many small logs are no large one."""
+        same_flows = self.flow_sets == wanted.flow_sets
+        log = wanted.log == 1 or self.log >= wanted.log
+        return same_flows and log and all(self.entries(name) >= wanted.entries(name) for name in NAMES)
+
+    def bytes(self, name: str) -> int:
+        """Memory that the map of that name takes, as the kernel allocates it at once."""
+        entry = _ARRAYS[name].itemsize if name in _ARRAYS else _POINTER_BYTES
+        return self.entries(name) * entry
+
     def entries(self, name: str) -> int:
         """How many entries the map of that name has."""
         return {
@@ -80,7 +94,7 @@ class Sizes:
             "icmp_budgets": self.cpus,
             "flow_log": self.cpus * self.log,
             "flow_log_heads": self.cpus,
-            "learn_batch": LEARN_BATCH,
+            "learn_batch": LEARN_BATCH if self.log > 1 else 1,
             "learn_control": 1,
             "services4": self.service_sets4,
             "services6": self.service_sets6,
@@ -88,10 +102,13 @@ class Sizes:
         }[name]
 
 
-def possible_cpus() -> int:
-    """How many CPUs the kernel may ever number (`/sys/devices/system/cpu/possible`, as "0-7")."""
-    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
-    return int(text.replace(",", "-").split("-")[-1]) + 1
+def running_cpus() -> int:
+    """Up to which number CPUs run now (`/sys/devices/system/cpu/online`, as "0-7"), as a power of two. The
+    kernel of a virtual machine may be prepared for many times as many: counters for all of those would be
+    most of the memory.
+    """
+    text = Path("/sys/devices/system/cpu/online").read_text(encoding="ascii").strip()
+    return 1 << int(text.replace(",", "-").split("-")[-1]).bit_length()
 
 
 def _create(name: str, entries: int) -> int:
@@ -155,6 +172,7 @@ class Maps:
                 "FLOW_SETS": self.sizes.flow_sets,
                 "FLOW_LOG": self.sizes.log if self.sizes.log > 1 else 0,
                 "BACKEND_CAPACITY": self.sizes.backends,
+                "STRIPE_MASK": (1 << self.sizes.cpus.bit_length() - 1) - 1,
                 "SERVICE_SETS4": self.sizes.service_sets4,
                 "SERVICE_SETS6": self.sizes.service_sets6,
             }
@@ -173,12 +191,16 @@ def create(sizes: Sizes) -> Maps:
 def prepare_directory(bpf_dir: Path) -> Path:
     """Makes and returns the directory for the pins of this layout; `bpf_dir` must be on a bpf filesystem."""
     directory = bpf_dir / abi.layout_hash()
+    point = _USUAL_MOUNT if bpf_dir.is_relative_to(_USUAL_MOUNT) else bpf_dir
+    advice = f"{bpf_dir} is not on a bpf filesystem: mount -t bpf bpf {point}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if point.exists() and not _is_bpffs(point):  # sysfs takes no directories
+            raise DataplaneError(advice) from error
         raise DataplaneError(f"can't make {directory}: {error.strerror}") from error
     if not _is_bpffs(directory):
-        raise DataplaneError(f"{bpf_dir} is not on a bpf filesystem: mount -t bpf bpf /sys/fs/bpf")
+        raise DataplaneError(advice)
     return directory
 
 
@@ -233,6 +255,5 @@ def open_or_create(
     if found is None:
         return create(wanted), None
     old = Maps(*found)
-    fits = old.sizes.flow_sets == wanted.flow_sets and old.sizes.cpus == wanted.cpus
-    enough = all(old.sizes.entries(name) >= wanted.entries(name) for name in NAMES)
-    return (old, None) if fits and enough and not fresh else (create(wanted.at_least(old.sizes)), old)
+    serves = old.sizes.serve(wanted) and not fresh
+    return (old, None) if serves else (create(wanted.at_least(old.sizes)), old)

@@ -8,6 +8,9 @@ Packets that the XDP program sends bypass the kernel's neighbour code, so that t
 entries grow stale for ever: whatever isn't confirmed lately is solicited again. What is known of a real is
 kept until something better is known; whether the real answers at all is for the checks to find out.
 
+There may be tens of thousands of reals, and all of them behind one gateway: whatever is done for each of them
+gives everybody else a turn now and then, and looks take up a small share of the time.
+
 Changes of links are only passed on: what they mean for the programs is for the driver to find out.
 """
 
@@ -16,11 +19,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from vc5py.dataplane import lookups
 from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.netlink import LinksChanged, NeighbourEvent, Netlink, RoutesChanged
+from vc5py.dataplane.lookups import AT_ONCE, Place
+from vc5py.dataplane.netlink import Netlink
+from vc5py.dataplane.rtnetlink import LinksChanged, NeighbourEvent, Route, RoutesChanged
 from vc5py.errors import DataplaneError
 from vc5py.model import IPAddress, Vlan
 
@@ -29,6 +36,8 @@ _log = logging.getLogger(__name__)
 REFRESH_S = 2.0
 # After a change of routes: others mostly follow, and a router's table may never rest.
 ROUTES_REST_S = 0.2
+REST_PER_LOOK = 10
+"""The time between two looks that nothing asks for is at least so many times that of a look."""
 
 OnChange = Callable[[IPAddress, Neighbour | None], None]
 OnLinks = Callable[[], Awaitable[None]]
@@ -45,6 +54,10 @@ class _Way:
     ifindex: int
     vlan: int | None
     svlan: int
+
+    @property
+    def place(self) -> Place:
+        return self.hop, self.resolve_on
 
 
 class NeighbourWatch:
@@ -71,16 +84,23 @@ class NeighbourWatch:
         self._wanted: frozenset[IPAddress] = frozenset()
         self._far: frozenset[IPAddress] = frozenset()
         self._ways: dict[IPAddress, _Way] = {}
+        self._behind: dict[Place, set[IPAddress]] = defaultdict(set)  # reals by the place of their ways
+        self._macs: dict[Place, str] = {}
         self._known: dict[IPAddress, Neighbour] = {}
         self._unreachable: set[IPAddress] = set()
+        self._trouble: frozenset[str] = frozenset()
         self._stale = asyncio.Event()
         self._links_stale = asyncio.Event()
+        self._look_s = 0.0
 
     def want(self, reals: frozenset[IPAddress], far: frozenset[IPAddress] = frozenset()) -> None:
         """The reals to look after from now on; `far` ones may be beyond a router."""
-        for gone in self._known.keys() - reals:
-            del self._known[gone]
-            self._ways.pop(gone, None)
+        for gone in (self._known.keys() | self._ways.keys() | self._unreachable) - reals:
+            self._known.pop(gone, None)
+            self._unreachable.discard(gone)
+            self._set_way(gone, None)
+        if (reals, far) != (self._wanted, self._far):
+            self._stale.set()
         self._wanted, self._far = reals, far
 
     def set_vlans(self, vlans: Sequence[Vlan]) -> None:
@@ -95,33 +115,54 @@ class NeighbourWatch:
 
     async def refresh(self) -> None:
         """One full look at routes and the neighbour table, soliciting all that isn't sure."""
-        for real in self._wanted:
-            await self._find_way(real)
-        await self._look_up(list(self._ways.items()))
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await self._find_ways(list(self._wanted), lambda: False)
+        unsure = await self._look_up(set(self._behind))
+        self._look_s = loop.time() - begun
+        await self._solicit(unsure)
 
     async def look_for_new(self, enough: Callable[[], bool]) -> None:
-        """A look at those of which nothing is known, until it is enough."""
-        found: list[tuple[IPAddress, _Way]] = []
-        for real in self._wanted - self._known.keys():
-            if enough():
-                break
-            await self._find_way(real)
-            if real in self._ways:
-                found.append((real, self._ways[real]))
-        if found:
-            await self._look_up(found)
+        """A look at those of which nothing is known, until it is enough: a full look follows then."""
+        found = await self._find_ways(list(self._wanted - self._known.keys()), enough)
+        if found and not enough():
+            await self._solicit(await self._look_up(found))
 
-    async def _look_up(self, ways: Sequence[tuple[IPAddress, _Way]]) -> None:
-        events = {(e.address, e.ifindex): e for e in await self._netlink.neighbours()}
-        solicited: set[tuple[IPAddress, int]] = set()
-        for real, way in ways:
-            place = way.hop, way.resolve_on
-            event = events.get(place)
-            if event is not None:
-                self._learn(real, way, event)
-            if (event is None or not event.sure) and place not in solicited:
-                solicited.add(place)
-                await self._solicit(*place)
+    async def _find_ways(self, reals: Sequence[IPAddress], enough: Callable[[], bool]) -> set[Place]:
+        """Where the ways to these lead, as far as that is found out until it is enough."""
+        found: set[Place] = set()
+        below: dict[int, tuple[int, int] | None] = {}
+        async with contextlib.aclosing(lookups.routes_to(reals)) as routes:
+            async for real, route in routes:
+                if enough():
+                    break
+                if real in self._wanted:
+                    way = await self._way_to(real, route, below)
+                    self._note_way(real, route, way)
+                    found |= {way.place} if way is not None else set()
+        return found
+
+    async def _look_up(self, places: set[Place]) -> set[Place]:
+        """Learns what the neighbour table has of them; returns those that aren't sure."""
+        unsure = set(places)
+        async with contextlib.aclosing(lookups.neighbours()) as table:
+            async for events in table:
+                wanted = [event for event in events if (event.address, event.ifindex) in places]
+                unsure -= {(event.address, event.ifindex) for event in wanted if event.sure}
+                await self._learn(wanted)
+        return unsure
+
+    async def _solicit(self, places: Iterable[Place]) -> None:
+        refused = await lookups.solicit([place for place in places if place in self._behind])
+        self._say(f"neighbours not solicited first={hop} error={why}" for (hop, _), why in refused)
+
+    def _say(self, trouble: Iterable[str]) -> None:
+        """Once, and again when it is another."""
+        first = next(iter(trouble), None)
+        now = frozenset() if first is None else frozenset({first.partition("error=")[2]})
+        if first is not None and now != self._trouble:
+            _log.warning("%s", first)
+        self._trouble = now
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -132,27 +173,28 @@ class NeighbourWatch:
                 group.create_task(self._pass_on_links(self._on_links), name="links")
 
     async def _follow_events(self) -> None:
-        async for event in self._netlink.watch():
-            if isinstance(event, RoutesChanged):
-                self._stale.set()
-                continue
-            if isinstance(event, LinksChanged):
-                self._links_stale.set()
-                continue
-            for real, way in list(self._ways.items()):
-                if (way.hop, way.resolve_on) == (event.address, event.ifindex):
-                    self._learn(real, way, event)
+        async for event in lookups.watch():
+            match event:
+                case RoutesChanged():
+                    self._stale.set()
+                case LinksChanged():
+                    self._links_stale.set()
+                case NeighbourEvent():
+                    await self._learn([event])
 
     async def _refresh_for_ever(self) -> None:
         while True:
             self._stale.clear()
-            await self.refresh()
             try:
-                async with asyncio.timeout(REFRESH_S):
+                await self.refresh()
+            except DataplaneError as error:
+                self._say([f"neighbours not looked up error={error}"])
+            try:
+                async with asyncio.timeout(max(REFRESH_S, REST_PER_LOOK * self._look_s)):
                     await self._stale.wait()
             except TimeoutError:
                 continue
-            await asyncio.sleep(ROUTES_REST_S)
+            await asyncio.sleep(max(ROUTES_REST_S, self._look_s))
 
     async def _pass_on_links(self, on_links: OnLinks) -> None:
         while True:
@@ -162,42 +204,77 @@ class NeighbourWatch:
                 async with asyncio.timeout(REFRESH_S):
                     await self._links_stale.wait()
 
-    async def _find_way(self, real: IPAddress) -> None:
-        route = await self._netlink.route_to(real)
-        way = None
-        if route is not None and (route.gateway is None or real in self._far):
-            way = await self._way_by(route.gateway or real, route.ifindex)
-        if way is not None:
-            self._ways[real] = way
-            self._unreachable.discard(real)
-        elif real not in self._unreachable:
-            self._unreachable.add(real)
-            self._ways.pop(real, None)
-            _log.warning("real can't be reached in its mode real=%s route=%s", real, route)
+    # Ways
 
-    async def _way_by(self, hop: IPAddress, ifindex: int) -> _Way | None:
+    async def _way_to(
+        self, real: IPAddress, route: Route | None, below: dict[int, tuple[int, int] | None]
+    ) -> _Way | None:
+        """`below`: what is known of VLAN devices, for one look."""
+        if route is None or (route.gateway is not None and real not in self._far):
+            return None
+        hop, ifindex = route.gateway or real, route.ifindex
         configured = next((vlan for vlan in self._vlans if hop in vlan.prefix), None)
         if configured is not None:
             out = ifindex if ifindex in self._ifindexes else self._ifindexes[0]
             return _Way(hop, ifindex, out, configured.id, configured.outer)
         if ifindex in self._ifindexes:
             return _Way(hop, ifindex, ifindex, 0 if self._vlans else None, 0)
-        below = await self._netlink.vlan_below(ifindex)
-        if below is not None and below[0] in self._ifindexes:
-            return _Way(hop, ifindex, below[0], below[1], 0)
+        if ifindex not in below:
+            below[ifindex] = await self._netlink.vlan_below(ifindex)
+        device = below[ifindex]
+        if device is not None and device[0] in self._ifindexes:
+            return _Way(hop, ifindex, device[0], device[1], 0)
         return None
 
-    async def _solicit(self, hop: IPAddress, ifindex: int) -> None:
-        try:
-            await self._netlink.solicit(hop, ifindex)
-        except DataplaneError as error:
-            _log.warning("neighbour solicitation failed hop=%s error=%s", hop, error)
+    def _note_way(self, real: IPAddress, route: Route | None, way: _Way | None) -> None:
+        if way is not None:
+            self._unreachable.discard(real)
+        elif real not in self._unreachable:
+            self._unreachable.add(real)
+            _log.warning("real can't be reached in its mode real=%s route=%s", real, route)
+        self._set_way(real, way)
 
-    def _learn(self, real: IPAddress, way: _Way, event: NeighbourEvent) -> None:
-        if event.neighbour is None:
+    def _set_way(self, real: IPAddress, way: _Way | None) -> None:
+        before = self._ways.get(real)
+        if way == before:
             return
-        neighbour = Neighbour(way.ifindex, event.neighbour.mac, way.hop == real, way.vlan, way.svlan)
+        if before is not None:
+            self._behind[before.place].discard(real)
+            if not self._behind[before.place]:
+                del self._behind[before.place]
+                self._macs.pop(before.place, None)
+        if way is None:
+            self._ways.pop(real, None)
+            return
+        self._ways[real] = way
+        self._behind[way.place].add(real)
+        self._tell(real, way)
+
+    # MAC addresses
+
+    async def _learn(self, events: Iterable[NeighbourEvent]) -> None:
+        """Of all reals behind the places. All is taken in before others get a turn, as it is how things are
+        now; what is learned meanwhile is told to those who haven't been told yet.
+        """
+        reals: list[IPAddress] = []
+        for event in events:
+            place = event.address, event.ifindex
+            if event.neighbour is not None and place in self._behind:
+                self._macs[place] = event.neighbour.mac
+                reals += self._behind[place]
+        for n, real in enumerate(reals, 1):
+            way = self._ways.get(real)
+            if way is not None:
+                self._tell(real, way)
+            if n % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _tell(self, real: IPAddress, way: _Way) -> None:
+        mac = self._macs.get(way.place)
+        if mac is None:
+            return
+        neighbour = Neighbour(way.ifindex, mac, way.hop == real, way.vlan, way.svlan)
         if self._known.get(real) != neighbour:
             self._known[real] = neighbour
-            _log.info("neighbour real=%s hop=%s mac=%s", real, way.hop, neighbour.mac)
+            _log.info("neighbour real=%s hop=%s mac=%s", real, way.hop, mac)
             self._on_change(real, neighbour)

@@ -1,5 +1,5 @@
-"""Interfaces, routes, neighbours and program attachment by rtnetlink; the only module that knows pyroute2
-(the lab, which builds networks, aside).
+"""Interfaces and program attachment by rtnetlink; the only module that knows pyroute2 (the lab, which builds
+networks, aside). What is asked about every real is in `lookups`.
 
 Must not know: maps, services. Every refusal by the kernel is a DataplaneError that names the interface.
 """
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH
 
-from vc5py.dataplane.base import Neighbour
 from vc5py.dataplane.links import LINEAR_MTU, Link
 from vc5py.errors import DataplaneError
 from vc5py.model import IPAddress
@@ -34,12 +31,8 @@ _XDP_FLAGS_REPLACE = 1 << 4
 _IFF_UP = 0x1
 _IFF_LOWER_UP = 0x10000
 _BOND_STATE_BACKUP = 1  # linux/if_bonding.h
-# linux/neighbour.h
-_NTF_USE = 0x01
-_NUD_STALE = 0x04
-_NUD_WITH_ADDRESS = 0x02 | _NUD_STALE | 0x08 | 0x10 | 0x40 | 0x80  # reachable ... noarp, permanent
-_NUD_SURE = 0x02 | 0x08 | 0x10 | 0x40 | 0x80  # all of these but stale
 # Parent handle of a clsact qdisc's egress hook (linux/pkt_sched.h: TC_H_CLSACT, TC_H_MIN_EGRESS)
+_CUSTOMER_TAG = 0x8100  # ETH_P_8021Q; an 802.1ad device has another
 _CLSACT = 0xFFFF0000
 _CLSACT_EGRESS = 0xFFFFFFF3
 _FILTER_NAME = "vc5_egress"
@@ -66,40 +59,6 @@ class Interface:
     addresses: tuple[IPAddress, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """`gateway` is None where the destination is on the link itself."""
-
-    ifindex: int
-    gateway: IPAddress | None
-
-
-@dataclass(frozen=True, slots=True)
-class NeighbourEvent:
-    """An entry of the neighbour table; `neighbour` is None where its MAC address isn't known (any more).
-
-    `sure`: the kernel has confirmed it lately, or is about to.
-    """
-
-    address: IPAddress
-    ifindex: int
-    neighbour: Neighbour | None
-    sure: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RoutesChanged:
-    """Some route was added, changed or removed."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinksChanged:
-    """Some link came, went or changed."""
-
-
-Event = NeighbourEvent | RoutesChanged | LinksChanged
-
-
 def to_link(message: Any) -> Link:
     """A link message as pyroute2 decodes it."""
     info: Any = message.get("linkinfo") or {}
@@ -115,20 +74,6 @@ def to_link(message: Any) -> Link:
         running=message["flags"] & up == up,
         backup=of_bond is not None and of_bond.get_attr("IFLA_BOND_SLAVE_STATE") == _BOND_STATE_BACKUP,
     )
-
-
-def _family(address: IPAddress) -> int:
-    return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
-
-
-def _to_event(message: Any) -> NeighbourEvent | None:
-    text, mac = message.get("dst"), message.get("lladdr")
-    if message["family"] not in (socket.AF_INET, socket.AF_INET6) or not text:
-        return None
-    state, ifindex = message["state"], message["ifindex"]
-    gone = message.get("event") == "RTM_DELNEIGH" or not state & _NUD_WITH_ADDRESS or not mac
-    neighbour = None if gone else Neighbour(ifindex, mac)
-    return NeighbourEvent(ip_address(text), ifindex, neighbour, not gone and bool(state & _NUD_SURE))
 
 
 def _reason(error: NetlinkError) -> str:
@@ -290,59 +235,16 @@ class Netlink:
             if error.code not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
                 raise DataplaneError(f"interface {interface.name}: {error}") from error
 
-    # Routes and neighbours
-
-    async def route_to(self, address: IPAddress) -> Route | None:
-        """The way to an address, or None where there is none."""
-        try:
-            rows = await self._route.route("get", dst=str(address), family=_family(address))
-        except NetlinkError:
-            return None
-        row = rows[0]
-        gateway = row.get("gateway")
-        return Route(row.get("oif"), ip_address(gateway) if gateway else None)
+    # VLAN devices
 
     async def vlan_below(self, ifindex: int) -> tuple[int, int] | None:
-        """The interface below a VLAN device and the VLAN's number; None for any other device."""
+        """The interface below an 802.1Q device and the VLAN's number; None for any other device."""
         try:
             link = (await self._route.link("get", index=ifindex))[0]
         except NetlinkError:
             return None
         info = link.get("linkinfo")
-        if not info or info.get("kind") != "vlan" or not info.get("data"):
+        data = info.get("data") if info and info.get("kind") == "vlan" else None
+        if not data or data.get("vlan_protocol", _CUSTOMER_TAG) != _CUSTOMER_TAG:
             return None
-        return int(link.get("link")), int(info.get("data").get("vlan_id"))
-
-    async def neighbours(self) -> list[NeighbourEvent]:
-        rows = [row async for row in await self._route.get_neighbours()]
-        return [event for row in rows if (event := _to_event(row))]
-
-    async def solicit(self, address: IPAddress, ifindex: int) -> None:
-        """Has the kernel find out, or confirm, the MAC address of a neighbour (as `ip neigh ... use`)."""
-        try:
-            await self._route.neigh(
-                "replace",
-                dst=str(address),
-                ifindex=ifindex,
-                family=_family(address),
-                state=0,
-                flags=_NTF_USE,
-            )
-        except NetlinkError as error:
-            raise DataplaneError(f"can't resolve {address}: {error}") from error
-
-    async def watch(self) -> AsyncIterator[Event]:
-        """Every change of the neighbour table, of routes and of links, from now on, until closed."""
-        async with AsyncIPRoute() as events:
-            await events.bind(groups=RTMGRP_NEIGH | RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
-            while True:
-                async for message in events.get():
-                    kind = message.get("event")
-                    if kind in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
-                        event = _to_event(message)
-                        if event:
-                            yield event
-                    elif kind in ("RTM_NEWROUTE", "RTM_DELROUTE"):
-                        yield RoutesChanged()
-                    elif kind in ("RTM_NEWLINK", "RTM_DELLINK"):
-                        yield LinksChanged()
+        return int(link.get("link")), int(data.get("vlan_id"))

@@ -1,6 +1,6 @@
 """What holds for all services in the data plane: the part that is configured, and the thresholds that aren't.
 
-Values only; `kernel` puts them into the maps and acts on them.
+Values only; `settings` puts them into the maps, and `kernel` acts on them.
 """
 
 from __future__ import annotations

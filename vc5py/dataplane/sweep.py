@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vc5py.dataplane import abi, flows
-from vc5py.dataplane.tables import Look, first_slot, size
+from vc5py.dataplane.looks import Look
+from vc5py.dataplane.tables import first_slot, size
 
 Owner = tuple[int, int]  # service index, local index
 

@@ -15,18 +15,26 @@ backends' dead flows have in closed slots, and where it finds no live one, nothi
 Why two looks, however long each takes: into a closed slot no entry of another backend comes any more, what is
 there is either seen alive by the second look, wherever that is in the table just then, or emptied by it.
 
-Invariant: tables that packets may still use are not written, but for these two steps; freed lines are used
-again only after a quarantine (cut short where there is no other room: a packet needs microseconds from its
-service to its slot). A table's size follows the number of a service's reals, whether they are up or not: one
-of another size moves nearly all flows that aren't recorded. Services with the same reals and the same past
-share tables, as long as none of these has been looked at.
+A new table is written beside the old one. Where there is no room for that, the old one becomes the new one in
+its place, slot by slot: what a slot named before is there before it is unstable, so each is right at any
+moment. What that needs is kept in reserve from the start, the *spare* lines for a table's past. Each service
+is promised lines for a table and its past, though it may share a table or have none just now; who comes or
+grows beyond what can be promised is refused, so that a later change of health is not. Spares of others are
+taken by such changes only, where tables that were shared part, and come back later.
+
+Invariant: tables that packets may still use are not written, but for this and the two steps of settling;
+freed lines are used again only after a quarantine (cut short for what finds no other room: a packet needs
+microseconds from its service to its slot). A table's size follows the number of a service's
+reals, whether they are up or not: one of another size moves nearly all flows that aren't recorded. Services
+with the same reals and the same past share tables, as long as none of these has been looked at.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +42,7 @@ from numpy.typing import NDArray
 from vc5py.core import maglev
 from vc5py.dataplane import abi
 from vc5py.dataplane.allocate import Quarantine, RunAllocator
+from vc5py.dataplane.looks import CLOSED, HIT, Look, Settling
 from vc5py.errors import DataplaneError
 
 # (local index, identity of the real, weight) of every backend that takes new flows.
@@ -64,67 +73,31 @@ NO_TABLES = Tables()
 _Key = tuple[Members, int, Tables, bool, bool]  # what a table is made of: the arguments of `acquire`
 
 
-@dataclass(slots=True)
-class _Settling:
-    """`due`: when the unstable slots of a table may be looked at again. `closed`: by slot, 1 where nothing is
-    sent to the previous backend any more as far as we know. `not_before`: by slot, where one was disturbed.
-    """
+class _Reach(IntEnum):
+    """Which lines a table may take: free ones; resting ones too; other tables' spares too."""
 
-    previous: int
-    due: float
-    closed: NDArray[np.uint8] | None = None
-    not_before: NDArray[np.float64] | None = None
-
-
-_CLOSED = np.uint8(1)
-_HIT = np.uint8(2)
-
-
-class Look:
-    """What one reading of the flow table finds of the slots of some tables. Slots are numbered one table
-    after the other: `start_of(table)` and the slot.
-    """
-
-    def __init__(self, tables: dict[int, _Settling]) -> None:
-        self._tables = tables
-        self._starts: dict[int, int] = {}
-        slots = 0
-        for word in tables:
-            self._starts[word] = slots
-            slots += size(word)
-        self._marks = np.zeros(slots, dtype=np.uint8)
-        for word, settling in tables.items():
-            if settling.closed is not None:
-                self.marks_of(word)[:] = settling.closed
-
-    def start_of(self, word: int) -> int | None:
-        """The number of a table's first slot; None where this isn't about that table."""
-        return self._starts.get(word)
-
-    def hit(self, marks: NDArray[np.int64]) -> None:
-        """Slots, by number, with a live flow of another backend than they name."""
-        self._marks[marks] |= _HIT
-
-    def disturb(self, marks: NDArray[np.int64]) -> None:
-        """Slots that may have got such a flow behind the reader's back: they are not closed either."""
-        self._marks[marks] = _HIT
-
-    def closed(self, marks: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether nothing has been sent to the slots' previous backends since before the look began."""
-        closed: NDArray[np.bool_] = self._marks[marks] & _CLOSED != 0
-        return closed
-
-    def tables(self) -> dict[int, _Settling]:
-        return self._tables
-
-    def marks_of(self, word: int) -> NDArray[np.uint8]:
-        start = self._starts[word]
-        return self._marks[start : start + size(word)]
+    FREE = 0
+    RESTING = 1
+    SPARES = 2
 
 
 def lines_for(reals: int) -> int:
     """Lines of the arena that a table for that many reals takes."""
     return maglev.table_size(reals) // abi.SLOTS_PER_LINE
+
+
+def lines_of_arena(tables: Sequence[int]) -> int:
+    """Lines of an arena for tables of so many lines each: twice each, for it and its past, and as much again
+    for a reload, or a restart, to something else altogether; beside that one change.
+    """
+    return 1 + 4 * sum(tables) + 2 * max(tables, default=0)
+
+
+def lines_promised(lines: int, before: Tables) -> int:
+    """Lines that a service may need at any time whose tables take so many: its table's, and those of what
+    the slots named before, which is as large as the larger of the two was.
+    """
+    return lines + max([lines, *(_lines_of(word) for word in (before.current, before.previous) if word)])
 
 
 def first_slot(word: int) -> int:
@@ -137,6 +110,10 @@ def size(word: int) -> int:
     return 1 << (word >> abi.TABLE_LOG2_SHIFT & 31)
 
 
+def _lines_of(word: int) -> int:
+    return max(1, size(word) // abi.SLOTS_PER_LINE)
+
+
 class TableArena:
     """Gives out tables by their members, counts their users, settles them and takes them back."""
 
@@ -144,25 +121,45 @@ class TableArena:
         self._slots = slots
         self._flat = slots.reshape(-1)
         self._settle_s = settle_s
-        self._lines = RunAllocator(len(slots), "lines of Maglev slots")
+        self._lines = RunAllocator(len(slots), "lines of Maglev slots", first=1)
         self._quarantine = Quarantine(quarantine_s)
         self._known: dict[_Key, Tables] = {}
         self._shared: defaultdict[int, set[_Key]] = defaultdict(set)  # by word: the keys that it is in
         self._users: Counter[int] = Counter()
-        self._settling: dict[int, _Settling] = {}
+        self._spares: dict[int, int] = {}  # by table: where its past will be; no packet knows of it yet
+        self._bare: set[int] = set()  # tables that have neither a past nor a spare
+        self._coming: dict[int, Slots] = {}  # what tables become in their place
+        self._settling: dict[int, Settling] = {}
         self._looking: Look | None = None  # the last one, which may be under way
+        self._promised = 0  # lines, to all services
         self._lines.reserve(0, 1)  # word 0 leads to an empty slot
         slots[0] = abi.SLOT_NONE
 
-    def adopt(self, tables: Tables, now: float) -> None:
-        """One more user of tables of an earlier run, which keeps them from being written over."""
+    def promise(self, lines: int, before: int) -> None:
+        """Keeps so many lines for a service that had the promise of `before`. DataplaneError where there
+        aren't as many that are promised to nobody else.
+        """
+        more = lines - before
+        if more > 0 and self._promised + more >= len(self._slots):
+            raise DataplaneError(f"no room for {more} more lines of Maglev slots (of {len(self._slots)})")
+        self._promised += more
+
+    def adopt(self, tables: Tables, now: float) -> int:
+        """One more user of tables of an earlier run, which keeps them from being written over. Returns how
+        many lines its service has the promise of.
+        """
         for word in (tables.current, tables.previous):
             if word and not self._users[word]:
                 self._lines.reserve(*self._place(word))
             if word:
                 self._users[word] += 1
         if tables.previous:
-            self._settling[tables.current] = _Settling(tables.previous, now + self._settle_s)
+            self._settling[tables.current] = Settling(tables.previous, now + self._settle_s)
+        elif tables.current:
+            self._bare.add(tables.current)
+        lines = lines_promised(_lines_of(tables.current), tables) if tables.current else 0
+        self._promised += lines
+        return lines
 
     def acquire(
         self,
@@ -174,7 +171,8 @@ class TableArena:
         remember: bool = True,
         unsure: bool = False,
     ) -> Tables:
-        """Tables with these members, of the size for that many reals, for a service that had `before`.
+        """Tables with these members, of the size for that many reals, for a service that had `before`. They
+        are in force once the service's record names them and they are committed.
 
         `remember`: the flow table may have lost flows, so that what unstable slots named before matters.
         `unsure`: whatever `before` says, any slot may have flows of any backend.
@@ -182,15 +180,25 @@ class TableArena:
         key = members, maglev.table_size(reals), before, remember, unsure
         tables = self._known.get(key)
         if tables is None:
-            tables = self._known[key] = self._make(members, key[1], before, now, remember, unsure)
-            for word in {tables.current, tables.previous, before.current, before.previous}:
-                self._shared[word].add(key)
+            tables = self._make(members, key[1], before, now, remember, unsure)
+            if tables.current != before.current:
+                self._known[key] = tables
+                for word in {tables.current, tables.previous, before.current, before.previous}:
+                    self._shared[word].add(key)
         elif tables.previous:
             self._settling[tables.current].due = now + self._settle_s
         for word in (tables.current, tables.previous):
             if word:
                 self._users[word] += 1
         return tables
+
+    def commit(self, tables: Tables) -> None:
+        """The service's record names them: a table that changes in its place does so now."""
+        coming = self._coming.pop(tables.current, None)
+        if coming is not None:
+            slots = self.view(tables.current)
+            changed = np.flatnonzero(slots != coming)
+            slots[changed] = coming[changed]
 
     def release(self, tables: Tables, now: float) -> None:
         """One user less of acquired or adopted tables."""
@@ -202,15 +210,22 @@ class TableArena:
                 del self._users[word]
                 self._forget_sharing(word)
                 self._settling.pop(word, None)
+                self._leave_look(word)
+                self._bare.discard(word)
+                if word in self._spares:
+                    self._lines.give_back(*self._place(self._spares.pop(word)))
                 self._quarantine.add(*self._place(word), now)
 
     def maintain(self, now: float) -> None:
         for start, length in self._quarantine.release(now):
             self._lines.give_back(start, length)
+        for word in sorted(self._bare):
+            if not self._keep_spare(word):
+                break
 
     def look(self, now: float) -> Look | None:
         """What the reading of the flow table that begins now is to look at; None: nothing is due."""
-        due: dict[int, _Settling] = {}
+        due: dict[int, Settling] = {}
         slots = 0
         for word, settling in self._settling.items():
             if settling.due <= now and (not due or slots + size(word) <= LOOK_SLOTS):
@@ -218,7 +233,7 @@ class TableArena:
                 slots += size(word)
         for word in due:
             self._forget_sharing(word)
-        self._looking = Look(due) if due else None
+        self._looking = Look(due, {word: size(word) for word in due}) if due else None
         return self._looking
 
     def conclude(self, look: Look, now: float) -> Iterator[None]:
@@ -230,13 +245,13 @@ class TableArena:
                 self._conclude(word, settling, look.marks_of(word), now)
             yield
 
-    def _conclude(self, word: int, settling: _Settling, marks: NDArray[np.uint8], now: float) -> None:
+    def _conclude(self, word: int, settling: Settling, marks: NDArray[np.uint8], now: float) -> None:
         current, past = self.view(word), self.view(settling.previous)
         unstable = (current & _UNSTABLE) != 0
-        calm = unstable & (marks & _HIT == 0)
+        calm = unstable & (marks & HIT == 0)
         if settling.not_before is not None:
             calm &= settling.not_before <= now
-        closed = marks & _CLOSED != 0
+        closed = marks & CLOSED != 0
         current[calm & closed] &= ~_UNSTABLE
         folds = past.reshape(-1, len(current))  # positions of the larger table that share a slot
         folds[:, calm] = _NONE
@@ -257,11 +272,12 @@ class TableArena:
             return tables
         self._forget_sharing(word)
         if not tables.previous:
-            tables = Tables(word, self._write(np.full(size(word), _NONE, dtype=np.uint16)))
+            tables = Tables(word, self._spare_of(word))
+            self.view(tables.previous)[:] = _NONE
             self._users[tables.previous] = self._users[word]
         settling = self._settling.get(word)
         if settling is None:
-            settling = self._settling[word] = _Settling(tables.previous, now + self._settle_s)
+            settling = self._settling[word] = Settling(tables.previous, now + self._settle_s)
         slots = np.unique(places & size(word) - 1)
         current = self.view(word)
         stable = slots[current[slots] & _UNSTABLE == 0]
@@ -290,26 +306,115 @@ class TableArena:
 
     def _place(self, word: int) -> tuple[int, int]:
         """First line and number of lines of a table."""
-        return word & 0xFFFFFFFF, max(1, size(word) // abi.SLOTS_PER_LINE)
+        return word & 0xFFFFFFFF, _lines_of(word)
 
     def _make(
         self, members: Members, slots: int, before: Tables, now: float, remember: bool, unsure: bool
     ) -> Tables:
-        picks = maglev.build([m[1] for m in members], [m[2] for m in members], slots)
-        locals_ = np.array([m[0] for m in members] + [abi.SLOT_NONE], dtype=np.uint16)
-        current = locals_[picks]  # -1 picks the last: SLOT_NONE
+        current = _table(members, slots)
         if unsure:
             before = NO_TABLES
         old, waiting, past = self._before(before, slots, remember)
         changed = (old != _NONE) & (old != np.tile(current, len(old) // slots))
         unstable = (changed | waiting | unsure).reshape(-1, slots).any(axis=0)
-        if not unstable.any():
-            return Tables(self._write(current))
         past[~np.tile(unstable, len(past) // slots)] = _NONE
-        previous = self._write(past)
-        tables = Tables(self._write(np.where(unstable, current | _UNSTABLE, current)), previous)
-        self._settling[tables.current] = _Settling(previous, now + self._settle_s)
+        current[unstable] |= _UNSTABLE
+        tables = self._put(current, past if unstable.any() else None, before)
+        if unstable.any():
+            self._settling[tables.current] = Settling(tables.previous, now + self._settle_s)
         return tables
+
+    def _put(self, current: Slots, past: Slots | None, before: Tables) -> Tables:
+        """A table and what its slots named before (None: they need nothing of that) into the arena."""
+        may_stay = self._may_stay(before, len(current))
+        reach = _Reach.FREE if may_stay else self._reach(before, len(current))
+        try:
+            previous = self._write(past, reach) if past is not None else 0
+            try:
+                tables = Tables(self._write(current, reach), previous)
+            except DataplaneError:
+                if previous:
+                    self._lines.give_back(*self._place(previous))
+                raise
+        except DataplaneError:
+            if may_stay:
+                return self._put_in_place(current, past, before)
+            if past is None or not self._has_past_for(before, len(past)):
+                raise
+            return self._put_by_its_past(current, past, before)
+        if not previous:
+            self._keep_spare(tables.current)
+        return tables
+
+    def _may_stay(self, before: Tables, slots: int) -> bool:
+        """Whether a table of that size may take the place of one that a service has for itself."""
+        return self._alone(before) and size(before.current) == slots
+
+    def _alone(self, before: Tables) -> bool:
+        users = [self._users[word] for word in (before.current, before.previous) if word]
+        return bool(before.current) and max(users) == 1
+
+    def _has_past_for(self, before: Tables, slots: int) -> bool:
+        """Whether a service has for itself the lines of a past of that size, as one has that gets smaller."""
+        has = before.previous or self._spares.get(before.current, 0)
+        return self._alone(before) and bool(has) and size(has) == slots
+
+    def _reach(self, before: Tables, slots: int) -> _Reach:
+        """A new table, or one of another size, leaves others what they need to change."""
+        same = before.current and size(before.current) == slots
+        return _Reach.SPARES if same else _Reach.RESTING
+
+    def _put_in_place(self, current: Slots, past: Slots | None, before: Tables) -> Tables:
+        """The slots themselves at `commit`: their past is in the service's record by then."""
+        word = before.current
+        tables = Tables(word, before.previous or self._spare_of(word))
+        self._forget_sharing(word)
+        self._leave_look(word)
+        self._settling.pop(word, None)
+        self.view(tables.previous)[:] = _NONE if past is None else past
+        self._coming[word] = current
+        return tables
+
+    def _put_by_its_past(self, current: Slots, past: Slots, before: Tables) -> Tables:
+        """A smaller table, where there is room for no more than that. Until it is in force the past is right
+        for the larger one as well: it says the same of unstable slots, and nobody asks about others.
+        """
+        spare = self._spares.pop(before.current, 0)
+        try:
+            word = self._write(current, _Reach.SPARES)
+        except DataplaneError:
+            if spare:
+                self._spares[before.current] = spare
+            raise
+        previous = before.previous or spare
+        self.view(previous)[:] = past
+        self._forget_sharing(before.current)
+        self._leave_look(before.current)
+        return Tables(word, previous)
+
+    def _leave_look(self, word: int) -> None:
+        if self._looking is not None:
+            self._looking.leave(word)
+
+    # Spares
+
+    def _keep_spare(self, word: int) -> bool:
+        """Keeps lines for a table's past, if any are free."""
+        try:
+            start = self._lines.take(self._place(word)[1])
+        except DataplaneError:
+            self._bare.add(word)
+            return False
+        self._bare.discard(word)
+        self._spares[word] = _word(start, size(word))
+        return True
+
+    def _spare_of(self, word: int) -> int:
+        """Takes the lines for a table's past, wherever they come from."""
+        lines = self._place(word)[1]
+        spare = self._spares.pop(word, 0) or _word(self._take(lines, _Reach.SPARES), size(word))
+        self._bare.discard(word)
+        return spare
 
     def _before(self, before: Tables, slots: int, remember: bool) -> tuple[Slots, NDArray[np.bool_], Slots]:
         """What the tables so far name, which of that is unstable, and where they send packets that start
@@ -327,19 +432,40 @@ class TableArena:
             past = np.where(waiting & ((past != _NONE) | (not remember)), past, named)
         return named, waiting, past.astype(np.uint16)
 
-    def _take(self, lines: int) -> int:
+    def _take(self, lines: int, reach: _Reach) -> int:
+        """A run of lines, wherever they may come from."""
         while True:
             try:
                 return self._lines.take(lines)
             except DataplaneError:
-                early = self._quarantine.release_early()
+                early = self._quarantine.release_early() if reach >= _Reach.RESTING else None
                 if early is None:
-                    raise
+                    if reach < _Reach.SPARES or not self._spares:
+                        raise
+                    word, spare = self._spares.popitem()
+                    self._bare.add(word)
+                    early = self._place(spare)
                 self._lines.give_back(*early)
 
-    def _write(self, slots: Slots) -> int:
+    def _write(self, slots: Slots, reach: _Reach) -> int:
         """Puts a table into the arena; returns its word."""
         lines = slots.reshape(-1, abi.SLOTS_PER_LINE)
-        line = self._take(len(lines))
+        line = self._take(len(lines), reach)
         self._slots[line : line + len(lines)] = lines
-        return line | (len(slots).bit_length() - 1) << abi.TABLE_LOG2_SHIFT
+        return _word(line, len(slots))
+
+
+def _word(line: int, slots: int) -> int:
+    return line | (slots.bit_length() - 1) << abi.TABLE_LOG2_SHIFT
+
+
+def _table(members: Members, slots: int) -> Slots:
+    """What each slot names. DataplaneError where a slot can't: while a service exchanges so many reals that
+    the old and the new ones are more than it can have.
+    """
+    if max((member[0] for member in members), default=0) >= abi.SLOT_NONE:
+        raise DataplaneError(f"no room for more than {abi.SLOT_NONE} reals of a service, old and new ones")
+    picks = maglev.build([m[1] for m in members], [m[2] for m in members], slots)
+    locals_ = np.array([m[0] for m in members] + [abi.SLOT_NONE], dtype=np.uint16)
+    table: Slots = locals_[picks]  # -1 picks the last: SLOT_NONE
+    return table

@@ -51,13 +51,14 @@ class Start:
         return self.kind not in (StartKind.KEY, StartKind.UNREADABLE)
 
     def __str__(self) -> str:
+        if self.kind is StartKind.ADOPTED:
+            return f"adopted from an earlier run: {'program exchanged, ' if self.exchanged else ''}maps kept"
         first = "program exchanged, " if self.exchanged and self.kind is not StartKind.LAYOUT else ""
         return f"{first}{_WORDS[self.kind]}{_words_of(self.carried) if self.carried else ''}"
 
 
 _WORDS = {
     StartKind.FIRST: "first start",
-    StartKind.ADOPTED: "maps adopted",
     StartKind.ENLARGED: "maps of another size",
     StartKind.LAYOUT: "layout changed",
     StartKind.KEY: "the flow hash key is another one: flows can't be carried over",
