@@ -16,8 +16,9 @@ usage() {
 	./vc5.sh lab [up|down|exec NODE COMMAND]   show the balancer at work in namespaces on this machine
 	./vc5.sh test [--long] [PYTEST ARGUMENTS]  run all tests; --long: those too that take many minutes
 	./vc5.sh bench [--quick|--profile|--json]  measure what a packet costs (docs/performance.md)
-	./vc5.sh bench scale|checks|sync [--json]       measure what size and what probes cost the control plane
-	./vc5.sh bench bfd [--long] [--json]       measure BFD while all cores are busy; --long: ten minutes
+	./vc5.sh bench scale|checks|sync [--json]  measure what size and what probes cost the control plane
+	./vc5.sh bench bfd [--json]                measure BFD while all cores are busy
+	./vc5.sh bench bfd --long|--sessions       ten minutes of what balancers use; how many sessions there can be
 	./vc5.sh setup                             only install what is needed; leaves .venv/bin/vc5py
 	./vc5.sh ADDRESS INTERFACE...              vc5py run -c vc5.yaml --address ADDRESS INTERFACE...
 	./vc5.sh COMMAND ...                       any other command of vc5py: run, check, --version
@@ -53,7 +54,7 @@ need_venv() {
 	local extras=$1 stamp=$venv/stamp-$1 made_of
 	made_of=$(cat "$here/pyproject.toml" "$here/constraints.txt" | sha256sum)
 	[ "$(cat "$stamp" 2>/dev/null)" != "$made_of" ] || return 0
-	say "making the virtual environment ($extras)"
+	say "making the virtual environment ($extras) in $venv: takes a minute or so"
 	[ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv --system-site-packages "$venv"
 	"$venv/bin/pip" install --quiet --disable-pip-version-check --constraint "$here/constraints.txt" \
 		--editable "$here$([ "$extras" = run ] || echo "[$extras]")"
@@ -128,7 +129,11 @@ lab)
 	setup
 	exec "$vc5py" run --config "${VC5_CONFIG:-vc5.yaml}" --address "$@"
 	;;
+*:* | eth[0-9]* | en[opsx][0-9]* | bond[0-9]*)
+	die "$1: our own IPv4 address (BGP's router id) comes first: ./vc5.sh ADDRESS INTERFACE..."
+	;;
 *)
+	[ ! -e "/sys/class/net/$1" ] || die "$1: our own IPv4 address comes first: ./vc5.sh ADDRESS INTERFACE..."
 	setup
 	exec "$vc5py" "$@"
 	;;

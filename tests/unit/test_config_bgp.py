@@ -134,7 +134,9 @@ def test_what_is_refused(text: str, message: str) -> None:
 
 # VIPs
 
-SERVICE = "services: [{name: a, addr: 192.0.2.1, port: 80, checks: [], reals: [10.0.0.1]}]\n"
+SERVICE = (
+    "services: [{name: a, addr: 192.0.2.1, port: 80, checks: [{name: c, type: tcp}], reals: [10.0.0.1]}]\n"
+)
 
 
 def whole(text: str) -> Any:

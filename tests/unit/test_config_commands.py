@@ -14,7 +14,10 @@ import pytest
 from vc5py import cli
 from vc5py.commands.addresses import own_addresses
 
-GOOD = "services:\n  - {name: web, addr: 192.0.2.1, port: 80, reals: [10.0.1.1, 10.0.1.2], checks: []}\n"
+GOOD = (
+    "services:\n  - {name: web, addr: 192.0.2.1, port: 80, reals: [10.0.1.1, 10.0.1.2],"
+    " checks: [{name: c, type: tcp}]}\n"
+)
 UNWISE = GOOD.replace("port: 80", "port: 80, need: 3")
 
 
@@ -27,14 +30,14 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_good_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "--strict", "-c", str(file)]) == 0
-    assert capsys.readouterr() == (f"{file}: good: 1 services on 1 VIPs\n", "")
+    assert capsys.readouterr() == (f"{file}: good: 1 service on 1 VIP\n", "")
 
 
 def test_warnings_fail_only_where_that_is_asked_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(UNWISE)
     assert cli.main(["check", "-c", str(file)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{file}: good: 1 services on 1 VIPs, 1 warnings\n"
+    assert out == f"{file}: good: 1 service on 1 VIP, 1 warning\n"
     assert err == (
         f"{file}:2:50: warning: services[0].need: found 3, but the service has 2 reals: it is never healthy\n"
     )
@@ -59,8 +62,8 @@ def test_two_files(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     old.write_text(GOOD.replace("10.0.1.2", "10.0.1.3, 10.0.1.4") + "flows: 2048\n")
     assert cli.main(["check", "-c", str(file), "--diff", str(old)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "~ flows: 2048 -> 1048576 (at the next start)",
-        "~ service web: reals + 10.0.1.2 - 10.0.1.3, 10.0.1.4",
+        "flows changed: 2048 -> 1048576 (at the next start)",
+        "service web changed: reals + 10.0.1.2 - 10.0.1.3, 10.0.1.4",
     ]
     assert cli.main(["check", "-c", str(file), "--diff", str(file)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["nothing changes"]
@@ -71,8 +74,8 @@ def test_services_that_come_and_go(file: Path, tmp_path: Path, capsys: pytest.Ca
     old.write_text(GOOD.replace("web", "mail"))
     assert cli.main(["check", "-c", str(file), "--diff", str(old)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "- service mail: 192.0.2.1, 80/tcp, 2 reals",
-        "+ service web: 192.0.2.1, 80/tcp, 2 reals",
+        "service mail removed: 192.0.2.1, 80/tcp, 2 reals",
+        "service web added: 192.0.2.1, 80/tcp, 2 reals",
     ]
 
 
@@ -99,7 +102,7 @@ def balancer(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_running_balancer(file: Path, balancer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "-c", str(file), "--state-dir", str(balancer), "--diff"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["~ service web: reals + 10.0.1.2 - 10.0.1.3"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["service web changed: reals + 10.0.1.2 - 10.0.1.3"]
 
 
 def test_no_balancer_runs(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

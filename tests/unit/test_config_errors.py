@@ -6,7 +6,7 @@ import pytest
 
 from vc5py.config import parse
 from vc5py.dataplane import abi
-from vc5py.dataplane.kernel import room_for
+from vc5py.dataplane.installed import room_for
 from vc5py.errors import ConfigError
 from vc5py.limits import (
     MAX_BACKENDS,

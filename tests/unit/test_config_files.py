@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.unit.test_config import FULL
 from tests.unit.test_config_errors import NAMED_PORT
-from vc5py.config import load, parse
+from vc5py import cli
+from vc5py.config import load, load_with_warnings, parse
 from vc5py.errors import ConfigError
 
 
@@ -106,3 +108,84 @@ def test_authorities_that_cannot_be_read(tmp_path: Path, content: str | None, re
     ] * 2
     assert [(finding.line, finding.column) for finding in caught.value.diagnostics] == [(7, 69), (8, 96)]
     parse(file.read_text(), "only the text")
+
+
+# Secrets and passwords
+
+SECRETS = """
+services: [{name: a, addr: 10.0.0.1, port: 80, reals: [10.0.1.1], checks: [{name: c, type: tcp}]}]
+cluster: {keys_file: KEYS, secret_file: SECRET, peers: [10.0.9.1]}
+learn: 2
+rhi:
+  as_number: 65000
+  password_file: USUAL
+  neighbors: [10.0.8.1, {address: 10.0.8.2, password_file: OWN}]
+  groups: {g: {password_file: GROUP, neighbors: [{address: 10.0.8.3, password_file: MEMBER}]}}
+"""
+
+
+def secrets(tmp_path: Path, **files: tuple[bytes, int]) -> Path:
+    """The configuration, with files that it names, each with a mode; by default they are fit for use."""
+    text = SECRETS
+    for name in ("KEYS", "SECRET", "USUAL", "OWN", "GROUP", "MEMBER"):
+        place = tmp_path / name
+        content, mode = files.get(name, (b"sixteen bytes ...", 0o600))
+        place.write_bytes(content)
+        place.chmod(mode)
+        text = text.replace(f": {name}", f": {place}")
+    file = tmp_path / "vc5.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_secrets_that_can_be_used(tmp_path: Path) -> None:
+    assert load_with_warnings(secrets(tmp_path))[1] == ()
+    readable = secrets(tmp_path, SECRET=(b"sixteen bytes ...", 0o644))
+    assert load_with_warnings(readable)[1] == (), "run takes it, too"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mode", "place", "reason"),
+    [
+        ("KEYS", b"sixteen bytes ...\nshort", 0o600, "3:22: warning: cluster.keys_file", "found 5 bytes"),
+        ("SECRET", b"short\n", 0o600, "cluster.secret_file", "found 5 bytes, expected 16 or more"),
+        ("SECRET", b"", 0o600, "cluster.secret_file", "found 0 lines, expected one"),
+        ("USUAL", b"secret", 0o644, "7:18: warning: rhi.password_file", "that everybody can read"),
+        ("OWN", b"\n", 0o600, "rhi.neighbors[1].password_file", "found 0 bytes, expected a password of"),
+        ("GROUP", b"x" * 81, 0o600, "rhi.groups.g.password_file", "found 81 bytes"),
+        ("MEMBER", b"", 0o600, "rhi.groups.g.neighbors[0].password_file", "found 0 bytes"),
+    ],
+)
+def test_secrets_that_the_run_would_refuse(
+    tmp_path: Path, name: str, content: bytes, mode: int, place: str, reason: str
+) -> None:
+    file = secrets(tmp_path, **{name: (content, mode)})
+    (warning,) = map(str, load_with_warnings(file)[1])
+    assert place in warning
+    assert f"{tmp_path / name}: " in warning
+    assert reason in warning
+    assert cli.main(["check", "-c", str(file)]) == 0
+    assert cli.main(["check", "--strict", "-c", str(file)]) == 1
+    parse(file.read_text(), "only the text")
+
+
+def test_secrets_that_are_not_there(tmp_path: Path) -> None:
+    file = secrets(tmp_path)
+    for name in ("SECRET", "USUAL"):
+        (tmp_path / name).unlink()
+    cluster, rhi = (str(warning) for warning in load_with_warnings(file)[1])
+    assert cluster.endswith(f"{tmp_path}/SECRET: No such file or directory; so the balancer would not start")
+    assert "USUAL: the password can't be read: No such file" in rhi
+
+
+def test_a_pipe_is_left_for_the_run(tmp_path: Path) -> None:
+    file = secrets(tmp_path)
+    (tmp_path / "OWN").unlink()
+    os.mkfifo(tmp_path / "OWN")
+    pipe = os.open(tmp_path / "OWN", os.O_RDWR)
+    try:
+        os.write(pipe, b"x" * 200)  # more than a password: who reads it doesn't have to wait
+        assert load_with_warnings(file)[1] == ()
+        assert len(os.read(pipe, 300)) == 200
+    finally:
+        os.close(pipe)

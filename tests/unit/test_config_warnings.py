@@ -33,7 +33,7 @@ def one(*lines: str, top: str = "", item: str = "") -> str:
         "addr": "10.0.0.1",
         "port": "80",
         "reals": "[10.0.1.1, 10.0.1.2]",
-        "checks": "[]",
+        "checks": "[{name: c, type: tcp}]",
     }
     for line in lines:
         key, _, value = line.partition(":")
@@ -50,7 +50,16 @@ def check(keys: str) -> str:
     )
 
 
+def other(address: str, port: int, dscp: str) -> str:
+    return (
+        f"  - {{name: b, addr: {address}, port: {port}, reals: [10.0.1.2], mode: dscp, dscp: {dscp},"
+        " checks: [{name: c, type: tcp}]}\n"
+    )
+
+
 REALS = "reals: [{{address: 10.0.1.1{}}}, {{address: 10.0.1.2{}}}]"
+
+SHARED = "cluster: {secret_file: /s}\nrhi: {as_number: 65000, peers: [10.0.8.1]}\n"
 
 CASES = [
     (one("need: ▸3"), "services[0].need: found 3, but the service has 2 reals: it is never healthy"),
@@ -78,6 +87,11 @@ CASES = [
         one("need: ▸1", REALS.format(", state: draining", ", state: disabled"), item=MARK),
         "services[0]: found no real that is enabled: it takes no new flows\n"
         "services[0].need: found 1, but 0 of 2 reals are enabled: it is not healthy",
+    ),
+    (one("checks: ▸[]"), "services[0].checks: found no check: a real that is dead stays in service"),
+    (
+        one("sorry: {reals: [10.0.1.3], checks: ▸[]}"),
+        "services[0].sorry.checks: found no check: a real that is dead stays in service",
     ),
     (
         one(check("tcp, interval: ▸1, timeout: 2")),
@@ -149,12 +163,37 @@ CASES = [
         "rhi.peers[1]: found 10.9.9.9, an address of this machine",
     ),
     (
-        one("mode: dscp", "dscp: 7")
-        + "  - {name: b, addr: 10.0.0.2, port: 80, checks: [], reals: [10.0.1.2], mode: dscp, dscp: ▸7}\n",
+        one("mode: dscp", "dscp: 7") + other("10.0.0.2", 80, "▸7"),
         "services[1].dscp: found 7 for 2 VIPs on the real 10.0.1.2, which can't tell them apart by it",
+    ),
+    (
+        one(top="rhi: {as_number: 1, prepend: ▸2, peers: [10.0.8.1], neighbors: [{address: 10.0.8.2}]}"),
+        "rhi.prepend: found where all neighbors are iBGP: it has no effect",
+    ),
+    (
+        one(top="rhi: {as_number: 1, peer_as: 2, local_preference: ▸50, peers: [10.0.8.1]}"),
+        "rhi.local_preference: found where all neighbors are eBGP: it has no effect",
+    ),
+    (
+        one(
+            top="rhi: {as_number: 1, prepend: 2, groups: {here: {prepend: ▸1, neighbors: [10.0.8.1]},"
+            " there: {peer_as: 2, neighbors: [10.0.8.2], local_preference: ▸7}}}"
+        ),
+        "rhi.groups.here.prepend: found where all neighbors are iBGP: it has no effect\n"
+        "rhi.groups.there.local_preference: found where all neighbors are eBGP: it has no effect",
     ),
     (one(top="reals: {g: ▸[10.0.1.3]}"), "reals.g: found a group that no service uses"),
     (one(top="learn: ▸5"), "learn: found 5 without 'multicast': there is nobody to learn from"),
+    (
+        one(top=f"learn: ▸1\nmulticast: 224.0.0.1:9999\n{SHARED}"),
+        "learn: found learn 1, expected 2 or more where flows are shared: VIPs are announced before those of"
+        " the other balancers have come",
+    ),
+    (
+        one(top=SHARED.replace("{s", "▸{peers: [10.0.9.1], s")),
+        "cluster: found learn 0, expected 2 or more where flows are shared: VIPs are announced before those"
+        " of the other balancers have come",
+    ),
     (
         one(top="timeouts: {established: ▸60}"),
         "timeouts.established: found 60, less than unproven (120)",
@@ -183,13 +222,19 @@ def test_warnings(text: str, expected: str) -> None:
         one(check("tcp, interval: 1, timeout: 1").replace(MARK, "")),
         one(check("tcp, interval: 20, fall: 3").replace(MARK, "")),
         one(check("https, verify: true, host: a, ca_file: /a, body: x").replace(MARK, "")),
-        one("mode: dscp", "dscp: 7")
-        + "  - {name: b, addr: 10.0.0.2, port: 80, checks: [], reals: [10.0.1.2], mode: dscp, dscp: 8}\n",
-        one("mode: dscp", "dscp: 7")
-        + "  - {name: b, addr: 10.0.0.1, port: 81, checks: [], reals: [10.0.1.2], mode: dscp, dscp: 7}\n",
+        one("mode: dscp", "dscp: 7") + other("10.0.0.2", 80, "8"),
+        one("mode: dscp", "dscp: 7") + other("10.0.0.1", 81, "7"),
         one("real: g", top="reals: {g: [10.0.1.3]}"),
         one("sorry: {real: g}", top="reals: {g: [10.0.1.3]}"),
         one(top="learn: 5\nmulticast: 224.0.0.1:9999"),
+        one(top=f"learn: 2\nmulticast: 224.0.0.1:9999\n{SHARED}"),
+        one(top=SHARED),
+        one(top="rhi: {as_number: 1, med: 5, prepend: 0, local_preference: 7, peers: [10.0.8.1]}"),
+        one(
+            top="rhi: {as_number: 1, prepend: 2, peers: [10.0.8.1], groups: {g: {peer_as: 2, neighbors:"
+            " [10.0.8.2]}}}"
+        ),
+        one(top="multicast: 224.0.0.1:9999\ncluster: {secret_file: /s}\n"),
     ],
 )
 def test_no_warning_where_all_is_well(text: str) -> None:

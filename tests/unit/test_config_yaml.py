@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.test_config import FULL
@@ -161,9 +161,6 @@ def test_an_alias_bomb_is_only_a_list_of_findings() -> None:
 
 # Whatever the text, the outcome is a Config or a ConfigError
 
-# A busy machine is no finding.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
 
 def outcome(text: str) -> Config | ConfigError:
     try:
@@ -182,13 +179,11 @@ def outcome(text: str) -> Config | ConfigError:
 ALPHABET = "ab:,-?!&*#|>@%'\"{}[] \n\t\r~<=._01\\\x00\x7f\x85\ufeff\u2028\ud800é"
 
 
-@unhurried
 @given(st.text())
 def test_any_text(text: str) -> None:
     outcome(text)
 
 
-@unhurried
 @given(st.text(alphabet=ALPHABET))
 @example("? ")
 @example("*a : b")
@@ -200,7 +195,6 @@ def test_any_punctuation(text: str) -> None:
     outcome(text)
 
 
-@unhurried
 @given(st.binary(max_size=200))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file: Path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -218,7 +212,6 @@ SNIPPETS = st.sampled_from([
 ])  # fmt: skip
 
 
-@unhurried
 @given(st.lists(st.tuples(st.integers(0, len(FULL)), st.integers(0, 12), SNIPPETS), min_size=1, max_size=4))
 def test_a_valid_file_with_pieces_replaced(edits: list[tuple[int, int, str]]) -> None:
     text = FULL
@@ -251,7 +244,6 @@ def _replaced(node: Any, path: tuple[Any, ...], value: Any) -> Any:
 DOCUMENT = yaml.safe_load(FULL)
 
 
-@unhurried
 @given(st.sampled_from(_paths(DOCUMENT)), VALUES)
 def test_a_valid_file_with_one_node_replaced(path: tuple[Any, ...], value: Any) -> None:
     result = outcome(yaml.safe_dump(_replaced(DOCUMENT, path, value), allow_unicode=True))

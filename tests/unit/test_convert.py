@@ -364,6 +364,7 @@ SERVICES_NOTED = [
     ("{http: }", "scheduler: roundrobin", "found the scheduler 'roundrobin': maglev is used instead"),
     ("{http: }", "expect: foo", "found 'foo', expected status codes: left out, 200 is good"),
     ("{http: }", "path: alive", "found 'alive', a path without '/' at its start: put there"),
+    ("{http: }", "path: 'al ive'", "found 'al ive', expected a path that starts with '/'"),
     ("{http: }", "method: TRACE", "found 'TRACE', expected one of GET, HEAD, OPTIONS, POST: left out"),
     ("{http: }", "need: many", "found 'many', expected a number from 1 to 32766: left out"),
     ("{http: }", "sticky: maybe", "found 'maybe', expected true or false: left out"),
@@ -377,6 +378,20 @@ def test_what_of_a_service_is_noted(policy: str, extra: str, note: str) -> None:
     assert list(made) == ["a"] or "a-http" in made
     assert len(notes) == 1
     assert note in notes[0]
+
+
+def test_a_server_that_is_a_vip_is_left_out() -> None:
+    made, notes = services("""
+servers: {g: [10.0.1.1, 10.0.0.2]}
+services:
+  - {name: a, virtual: 10.0.0.1, servers: [10.0.1.1, 10.0.0.1], policy: {http: }}
+  - {name: b, virtual: 10.0.0.2, servers: g, policy: {http: }}
+""")
+    assert {service.reals for service in made.values()} == {(real("10.0.1.1"),)}
+    assert [note.split(": ", 2)[2] for note in notes] == [
+        "found the server 10.0.0.2, which is a VIP: left out",
+        "found the server 10.0.0.1, which is a VIP: left out",
+    ]
 
 
 def test_addresses_that_cannot_be_used() -> None:
@@ -423,9 +438,25 @@ services:
 
 
 def test_what_the_go_programs_tool_makes_is_recognised() -> None:
-    config, notes = converted('{"services": {"10.0.0.1:80:tcp": {"need": 1}}}')
-    assert config.services == ()
-    assert "convert the file it was made from" in notes[0]
+    with pytest.raises(ConfigError, match="convert the file it was made from"):
+        convert('{"services": {"10.0.0.1:80:tcp": {"need": 1}}}', "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "frontend: {bind: 80}",
+        "bgp: {as_number: 65001, peers: [10.0.9.1]}",
+        "services: [{name: a, addr: 10.0.0.1, port: 80, reals: [10.0.1.1], checks: []}]",
+        "services: none",
+    ],
+)
+def test_a_file_of_which_no_service_is_left_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(text, "f")
+    first, *others = map(str, caught.value.diagnostics)
+    assert first == "f: found no service that can be carried over: nothing is converted"
+    assert others or "bgp" in text, "the notes say why"
 
 
 @pytest.mark.parametrize(
@@ -487,14 +518,17 @@ service = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.fixed_dictionaries(
         {"services": st.lists(service, max_size=3)}, optional={"servers": trees, "bgp": trees, "vlans": trees}
     )
 )
 def test_whatever_comes_in_what_comes_out_is_good(tree: object) -> None:
-    converted(json.dumps(tree))
+    try:
+        converted(json.dumps(tree))
+    except ConfigError as error:
+        assert "no service that can be carried over" in str(error)
 
 
 # The command
@@ -513,6 +547,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["convert", "--strict", str(file)]) == 1
     file.write_text("services: [\n")
     assert cli.main(["convert", str(file)]) == 2
+    file.write_text("frontend: {bind: 80}\n")
+    capsys.readouterr()
+    assert cli.main(["convert", str(file)]) == 2
+    assert capsys.readouterr().out == ""
     ours = tmp_path / "vc5.yaml"
     ours.write_text(made)
     assert cli.main(["check", "-c", str(ours)]) == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 
 from vc5py import config
@@ -17,12 +17,11 @@ from vc5py.config import schema
 from vc5py.control import client
 from vc5py.control.commands import STATE_DIR
 from vc5py.convert import convert
-from vc5py.core.diff import Kind, diff
+from vc5py.core.diff import diff
 from vc5py.model import Config
 
 _DEFAULT_CONFIG = Path("vc5.yaml")
 _RUNNING = ""
-_SIGNS = {Kind.ADDED: "+", Kind.REMOVED: "-", Kind.CHANGED: "~"}
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,11 +59,15 @@ def _check(args: argparse.Namespace) -> int:
     for warning in warnings:
         print(warning, file=sys.stderr)
     vips = {vip for service in settings.services for vip in service.vips}
-    counted = f", {len(warnings)} warnings" if warnings else ""
-    print(f"{args.config}: good: {len(settings.services)} services on {len(vips)} VIPs{counted}")
+    counted = f", {_many(warnings, 'warning')}" if warnings else ""
+    print(f"{args.config}: good: {_many(settings.services, 'service')} on {_many(vips, 'VIP')}{counted}")
     if args.diff is not None:
         _show_diff(_old(args.diff, args.state_dir), settings)
     return 1 if args.strict and warnings else 0
+
+
+def _many(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _old(file: str, state_dir: Path) -> Config:
@@ -75,10 +78,10 @@ def _old(file: str, state_dir: Path) -> Config:
 
 
 def _show_diff(old: Config, new: Config) -> None:
+    """In the words that the reload says afterwards."""
     changes = diff(old, new)
     for change in changes:
-        later = " (at the next start)" if change.restart else ""
-        print(f"{_SIGNS[change.kind]} {change.what}: {change.detail}{later}")
+        print(change)
     if not changes:
         print("nothing changes")
 

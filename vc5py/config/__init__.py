@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vc5py.config import build, language, references, unwise, yaml_tree
-from vc5py.config.authorities import check_files
+from vc5py.config.authorities import check_files, check_secrets
 from vc5py.config.report import WHOLE_FILE, Mark, Report
 from vc5py.config.view import View
 from vc5py.config.yaml_tree import MAX_BYTES
@@ -55,7 +55,10 @@ def parse_with_warnings(
     if report.diagnostics or spec is None or tree is None:
         raise ConfigError(report.diagnostics)
     config = build.build(spec)
-    unwise.check(config, View(tree, report), frozenset(own))
+    view = View(tree, report)
+    unwise.check(config, view, frozenset(own))
+    if files:
+        check_secrets(view)
     return config, tuple(sorted(report.warnings))
 
 

@@ -19,12 +19,16 @@ from vc5py.model import (
     ForwardMode,
     HttpRequest,
     IPAddress,
+    Neighbor,
     Real,
     Service,
 )
 
 _SLOW_S = 60
 """A real that died and gets packets for longer than this is a failure that people notice."""
+
+_LEARN_S = 2
+"""What a process that shares flows may need to begin, hear its peers, and have a copy of their flows."""
 
 
 def check(config: Config, view: View, own: frozenset[IPAddress]) -> None:
@@ -34,8 +38,7 @@ def check(config: Config, view: View, own: frozenset[IPAddress]) -> None:
         _need(view, path, service)
         _tiers(view, path, service)
         _reals(view, path, service)
-        for number, one in enumerate(service.checks):
-            _check(view, (*path, "checks", number), one)
+        _checks(view, (*path, "checks"), service.checks)
         if service.sorry:
             _sorry(view, (*path, "sorry"), service)
     _own_addresses(config, view, own)
@@ -94,13 +97,19 @@ def _reals(view: View, path: Path, service: Service) -> None:
 
 def _sorry(view: View, path: Path, service: Service) -> None:
     assert service.sorry is not None
-    for number, one in enumerate(service.sorry.checks):
-        _check(view, (*path, "checks", number), one)
+    _checks(view, (*path, "checks"), service.sorry.checks)
     if not any(real.weight for real in _enabled(service.sorry.reals)):
         view.warn(path, "found no real that is enabled and has a weight: it can't serve")
 
 
 # Checks
+
+
+def _checks(view: View, path: Path, checks: tuple[Check, ...]) -> None:
+    if not checks:
+        view.warn(path, "found no check: a real that is dead stays in service")
+    for number, one in enumerate(checks):
+        _check(view, (*path, number), one)
 
 
 def _check(view: View, path: Path, check: Check) -> None:
@@ -164,7 +173,7 @@ def _own_addresses(config: Config, view: View, own: frozenset[IPAddress]) -> Non
                 view.warn(path, f"found the real {real.address}, an address of this machine")
     for peer in config.rhi.peers if config.rhi else ():
         if peer in own and not peer.is_loopback:
-            view.warn(_neighbor(config, view, peer), f"found {peer}, an address of this machine")
+            view.warn(_neighbor(view, peer), f"found {peer}, an address of this machine")
 
 
 def _shared_dscp(config: Config, view: View) -> None:
@@ -186,7 +195,7 @@ def _shared_dscp(config: Config, view: View) -> None:
             )
 
 
-def _neighbor(config: Config, view: View, peer: IPAddress) -> Path:
+def _neighbor(view: View, peer: IPAddress) -> Path:
     """Where it is written."""
     lists: list[Path] = [("rhi", "peers"), ("rhi", "neighbors")]
     lists += [("rhi", "groups", name, "neighbors") for name in view.keys(("rhi", "groups"))]
@@ -197,14 +206,20 @@ def _neighbor(config: Config, view: View, peer: IPAddress) -> Path:
     return ("rhi",)
 
 
+def _idle(neighbor: Neighbor) -> tuple[str, tuple[str, ...]]:
+    """The kind of session, and the settings without a meaning for it."""
+    return ("iBGP", ("prepend", "multihop")) if neighbor.is_internal else ("eBGP", ("local_preference",))
+
+
 def _bgp(config: Config, view: View) -> None:
-    """Of settings that are written at a neighbor itself; one from above may be meant for others."""
-    for neighbor in config.rhi.neighbors if config.rhi else ():
-        path = _neighbor(config, view, neighbor.address)
+    neighbors = config.rhi.neighbors if config.rhi else ()
+    below: dict[Path, list[Neighbor]] = {("rhi",): list(neighbors)}
+    for neighbor in neighbors:
+        path = _neighbor(view, neighbor.address)
+        if path[1:2] == ("groups",):
+            below.setdefault(path[:3], []).append(neighbor)
         node = view.node(path)
-        kind, idle = ("eBGP", ["local_preference"])
-        if neighbor.is_internal:
-            kind, idle = ("iBGP", ["prepend", "multihop"])
+        kind, idle = _idle(neighbor)
         for key in idle:
             if isinstance(node, dict) and key in node:
                 view.warn((*path, key), f"found for an {kind} neighbor: it has no effect")
@@ -212,6 +227,18 @@ def _bgp(config: Config, view: View) -> None:
             view.warn(path, "found bfd for a neighbor over several hops: it works on one link only")
         if neighbor.address in (neighbor.next_hop4, neighbor.next_hop6):
             view.warn(path, f"found {neighbor.address}, the neighbor itself, as the next hop")
+    for level, members in below.items():
+        _level(view, level, members)
+
+
+def _level(view: View, level: Path, neighbors: list[Neighbor]) -> None:
+    """Settings that are for several neighbors, and have a meaning for none of them."""
+    kinds = {_idle(neighbor) for neighbor in neighbors}
+    if len(kinds) == 1:
+        [(kind, idle)] = kinds
+        for key in idle:
+            if view.node((*level, key)) not in (None, 0):
+                view.warn((*level, key), f"found where all neighbors are {kind}: it has no effect")
 
 
 def _vips(config: Config, view: View) -> None:
@@ -234,6 +261,13 @@ def _unused_groups(view: View) -> None:
 
 
 def _whole(config: Config, view: View) -> None:
+    shared = config.cluster is not None and (config.multicast is not None or bool(config.cluster.peers))
+    if shared and config.rhi and config.rhi.neighbors and config.learn_s < _LEARN_S:
+        view.warn(
+            ("learn",) if view.node(("learn",)) is not None else ("cluster",),
+            f"found learn {config.learn_s:g}, expected {_LEARN_S} or more where flows are shared: VIPs are"
+            " announced before those of the other balancers have come",
+        )
     if config.learn_s and config.multicast is None and not (config.cluster and config.cluster.peers):
         view.warn(("learn",), f"found {config.learn_s:g} without 'multicast': there is nobody to learn from")
     if config.timeouts.established_s < config.timeouts.unproven_s:

@@ -1,7 +1,8 @@
 """Converts a configuration of the Go program vc5 (its YAML, or the same as JSON) into ours.
 
 Must not know: files, the command line. Invariants: what comes out is a configuration that `config.parse`
-takes; whatever of the input is not in it has a note with its place.
+takes; whatever of the input is not in it has a note with its place. A file of which no service is left is
+refused: most likely it is no configuration of that program at all.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def convert(text: str, filename: str) -> tuple[str, tuple[Diagnostic, ...]]:
     source = Source(tree, filename)
     services = Services(source)
     services.convert()
-    values = {**whole(source), "services": services.services, "reals": services.reals}
+    settings = whole(source)
+    if not services.services and source.node(("services",)) != []:
+        reason = "found no service that can be carried over: nothing is converted"
+        raise ConfigError([Diagnostic(filename, 0, 0, reason), *source.notes])
+    values = {**settings, "services": services.services, "reals": services.reals}
     lines = [f"# Converted from {filename!r}."]
     if source.notes:
         lines += [

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from vc5py.config.check_scalars import Method, UrlHost, UrlPath
 from vc5py.config.ports import PORTS
@@ -164,10 +164,18 @@ def _path(source: Source, levels: tuple[Path, ...]) -> Any:
     if place is None:
         return None
     text = source.node(place)
-    if isinstance(text, str) and not text.startswith("/"):
+    if isinstance(text, str) and not text.startswith("/") and _is_path(f"/{text}"):
         source.note(place, f"found {shown(text)}, a path without '/' at its start: put there")
         return f"/{text}"
     return source.fitting(place, _PATH)
+
+
+def _is_path(text: str) -> bool:
+    try:
+        _PATH.validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _method(source: Source, levels: tuple[Path, ...]) -> Any:

@@ -6,6 +6,7 @@ services.
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,6 +15,7 @@ from vc5py.config.report import Path, found, shown
 from vc5py.config.scalars import Description, ForwardedAddress, Name
 from vc5py.convert.policy import CHECK_KEYS, Entry, entries
 from vc5py.convert.source import Source
+from vc5py.model import IPAddress
 
 _ADDRESS, _NAME, _DESC = TypeAdapter(ForwardedAddress), TypeAdapter(Name), TypeAdapter(Description)
 
@@ -37,15 +39,13 @@ class Services:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._names: set[str] = set()
+        self._all_vips: set[IPAddress] = set()
         self._owners: dict[tuple[str, int, str], dict[str, Any]] = {}
         self.services: list[dict[str, Any]] = []
         self.reals: dict[str, list[Any]] = {}
 
     def convert(self) -> None:
         source = self._source
-        for name in source.keys(("servers",)):
-            if reals := self._reals(("servers", name)):
-                self.reals[name] = reals
         if isinstance(source.node(("services",)), dict):
             source.note(
                 ("services",),
@@ -53,7 +53,12 @@ class Services:
                 " convert the file it was made from",
             )
             return
-        for path, _ in source.several(("services",)):
+        places = [path for path, _ in source.several(("services",))]
+        self._all_vips = {ip_address(vip) for path in places for vip in self._vips(path)}
+        for name in source.keys(("servers",)):
+            if reals := self._reals(("servers", name)):
+                self.reals[name] = reals
+        for path in places:
             self._service(path)
         self.services = [service for service in self.services if service["addr"]]
 
@@ -101,10 +106,13 @@ class Services:
         if isinstance(self._source.node(path), dict):
             self._source.note(path, f"found {found({})}, expected a list of servers: left out")
             return []
-        return [
-            {"address": address, "state": "disabled"} if disabled else address
-            for _, address, disabled in self._source.addresses(path, "a server", _ADDRESS)
-        ]
+        reals: list[Any] = []
+        for place, address, disabled in self._source.addresses(path, "a server", _ADDRESS):
+            if ip_address(address) in self._all_vips:
+                self._source.note(place, f"found the server {address}, which is a VIP: left out")
+            else:
+                reals.append({"address": address, "state": "disabled"} if disabled else address)
+        return reals
 
     def _policy(self, path: Path) -> Path:
         place = (*path, "policy")
