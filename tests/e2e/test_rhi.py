@@ -389,6 +389,9 @@ def test_shutdown_withdraws_and_leaves_nothing(start: StartDriver, router: Route
 
 MOMENTS = (*(f"{turns}t" for turns in range(4, 10)), *(f"{0.04 * n:.2f}" for n in range(1, 11)))
 """From ExaBGP's start until it has its first session: first in turns of the director's event loop."""
+some_or_all = pytest.mark.parametrize(
+    "moments", [MOMENTS[::4], pytest.param(MOMENTS, marks=pytest.mark.long)], ids=["some", "all"]
+)
 
 
 def exabgps(state: Path) -> list[int]:
@@ -403,27 +406,29 @@ def exabgps(state: Path) -> list[int]:
     return found
 
 
+@some_or_all
 @pytest.mark.parametrize("how", ["same", "another"])
 def test_interrupted_at_any_moment_of_its_start_it_announces(
-    start: StartDriver, router: Router, how: str
+    start: StartDriver, router: Router, how: str, moments: tuple[str, ...]
 ) -> None:
     driver = start(hold=300.0)
     longest = 0.0
-    for moment in MOMENTS:
+    for moment in moments:
         begun = time.monotonic()
         driver.tell(f"again {moment} {how} {VIP}")
         eventually(router.learned(VIP))
         longest = max(longest, time.monotonic() - begun)
         eventually(lambda: driver.tell("status") == {"sessions": {PEER: "established"}, "announced": [VIP]})
         assert exabgps(driver.state) == [driver.exabgp()], moment
-    print(f"\n{len(MOMENTS)} starts, interrupted: announced after {longest:.1f} s at most")
+    print(f"\n{len(moments)} starts, interrupted: announced after {longest:.1f} s at most")
 
 
+@some_or_all
 def test_killed_at_any_moment_of_its_start_the_next_director_announces(
-    start: StartDriver, router: Router
+    start: StartDriver, router: Router, moments: tuple[str, ...]
 ) -> None:
     longest = 0.0
-    for moment in MOMENTS:
+    for moment in moments:
         victim = start(hold=300.0)
         assert victim.process.stdin is not None
         victim.process.stdin.write(f"again {moment} die {VIP}\n")
@@ -438,7 +443,7 @@ def test_killed_at_any_moment_of_its_start_the_next_director_announces(
         assert exabgps(heir.state) == [heir.exabgp()], moment
         heir.tell("shutdown")
         assert exabgps(heir.state) == []
-    print(f"\n{len(MOMENTS)} starts, killed: announced by the next after {longest:.1f} s at most")
+    print(f"\n{len(moments)} starts, killed: announced by the next after {longest:.1f} s at most")
 
 
 def test_the_last_of_many_changes_wins(start: StartDriver, router: Router) -> None:

@@ -56,12 +56,12 @@ def named(files: Path, name: str) -> list[int]:
 def files(tmp_path: Path) -> Iterator[Path]:
     """The processes' directory."""
     yield tmp_path
-    for name in (STANDBY_NAME, NAME):
-        for pid in named(tmp_path, name):
-            os.kill(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
+    left = [pid for name in (STANDBY_NAME, NAME) for pid in named(tmp_path, name)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    for pid in left:
+        with suppress(ChildProcessError):  # a child of one of them
+            os.waitpid(pid, 0)
 
 
 async def connect(files: Path) -> Connection:
