@@ -401,7 +401,7 @@ class Balancer:
             probe_lag_s=stats.lag_s,
             sessions=self._routes.sessions(),
             neighbors=self._routes.neighbors(),
-            bfd=watching.shown(self._bfd, at),
+            bfd=watching.shown(self._bfd, at, time.monotonic()),
             interfaces={name: str(mode) for name, mode in self._driver.modes.items()},
             flow_capacity=self._flow_capacity,
             reload=self._reloader.snapshot(),

@@ -31,10 +31,12 @@ def _wish(neighbor: Neighbor, own: IPAddress) -> Wish | None:
     return Wish(str(neighbor.address), source, settings)
 
 
-def shown(supervisor: Supervisor, at: float) -> BfdSnapshot:
-    """What is known; `at` is now, as a Unix timestamp."""
+def shown(supervisor: Supervisor, at: float, clock: float) -> BfdSnapshot:
+    """What is known; it is now `at` as a Unix timestamp, and `clock` by the monotonic clock."""
     sessions = tuple(
-        BfdSessionSnapshot(neighbor, status.state, status.reachable, at - status.age_s, status.transitions)
+        BfdSessionSnapshot(
+            neighbor, status.state, status.reachable, at - clock + status.since, status.transitions
+        )
         if status is not None
         else BfdSessionSnapshot(neighbor, "unknown", True, at, 0)
         for neighbor, status in supervisor.sessions().items()

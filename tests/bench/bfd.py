@@ -6,10 +6,10 @@ BIRD with normal and real-time priority, in case an established daemon does it b
 
 Measured for each: the gaps between the packets it sends (by the kernel's time stamps, when they leave it and
 when they arrive at the router; 300 ms are a down), how often either end took the other for gone while nothing
-was wrong, how long it takes to find a cut (for ours: until the director is told, which has normal priority;
-for BIRD, until its log says so), how long the router takes to find that all of its processes were killed, its
-CPU time and memory. Beside that, for how long the machine itself stood still (`machine.Canary`): so each down
-is put down to its cause.
+was wrong, how long it takes to find a cut (since the last packet and since the cut; and how much later the
+director is told, which has normal priority; of BIRD, what its log says), how long the router takes to find
+that all of its processes were killed, its CPU time and memory. Beside that, for how long the machine itself
+stood still (`machine.Canary`): so each down is put down to its cause.
 
 `--long`: ten minutes of what the balancer uses. `--sessions`: with ever more sessions. `--json` for programs.
 """
@@ -24,7 +24,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -51,6 +51,8 @@ from tests.bench.report import Aim
 
 HOGS_PER_CORE = 4
 LONG_S = 600
+# Until a timer that runs out is heeded, with real-time priority.
+LATE_MS = 10
 # What happened in so long before a down may be its cause.
 BEFORE_S = 1.0
 
@@ -97,13 +99,24 @@ class Quiet:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """How long until it was found, in ms. Since the last packet had arrived, as the detection time is defined
+    (RFC 5880, section 6.8.4), and since the cut; and from then until who acts on it was told.
+    """
+
+    silence_ms: float
+    found_ms: float
+    told_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
-    """`found_ms`: from each cut until it knew; `killed_ms`: from each kill -9 until the router knew."""
+    """`cuts`: what became of each; `killed_ms`: from each kill -9 until the router knew."""
 
     name: str
     seconds: float
     quiet: Quiet
-    found_ms: tuple[float, ...]
+    cuts: tuple[Cut, ...]
     killed_ms: tuple[float, ...]
 
 
@@ -132,11 +145,11 @@ def measure(name: str, seconds: float, cuts: int, hogs: int) -> Figure:
         with load(hogs):
             with Watch() as watch:
                 quiet = watch.watch(speaker, router, seconds)
-            found = [_cut(net, speaker, router) for _ in range(cuts)]
+            found = _cut_often(net, speaker, router, cuts)
             killed: list[float] = []
             for _ in range(cuts):
                 at = speaker.kill()
-                killed.append((router.wait_down() - at) * 1e3)
+                killed.append((router.wait_found().told - at) * 1e3)
                 speaker.end()
                 speaker = WAYS[name](Path(tempfile.mkdtemp(dir=folder)))
                 speaker.wait_up()
@@ -224,74 +237,82 @@ def _longest(times: Iterable[float], at: float) -> float:
     return max(_gaps([at - BEFORE_S, *around, at]))
 
 
-def _cut(net: Network, speaker: Speaker, router: Speaker) -> float:
+def _cut_often(net: Network, speaker: Speaker, router: Speaker, cuts: int) -> list[Cut]:
+    tap = Tap(BALANCER, "eth0")
+    try:
+        return [_cut(net, speaker, router, tap) for _ in range(cuts)]
+    finally:
+        tap.close()
+
+
+def _cut(net: Network, speaker: Speaker, router: Speaker, tap: Tap) -> Cut:
+    tap.take()
     time.sleep(random.uniform(0.5, 0.7))  # at any moment between two packets
     router.downs()
     at = net.cut()
-    found = speaker.wait_down()
-    router.wait_down()
+    found = speaker.wait_found()
+    offset = time.monotonic() - time.time()
+    last = max(arrived for source, _, arrived in tap.take() if source == ROUTER_ADDRESS) + offset
+    router.wait_found()
     net.mend()
     speaker.wait_up()
     router.wait_up()
-    return (found - at) * 1e3
+    return Cut((found.judged - last) * 1e3, (found.judged - at) * 1e3, (found.told - found.judged) * 1e3)
 
 
 # Report
 
 
 def aims(figure: Figure) -> list[Aim]:
+    worst_ms = max(max(cut.silence_ms, cut.found_ms) for cut in figure.cuts)
     return [
         Aim("false downs", figure.quiet.false_downs, 0, most=True),
         Aim("the longest gap between packets, ms", figure.quiet.gap_max, DETECTION_MS, most=True),
-        Aim("a cut found, ms", max(figure.found_ms), DETECTION_MS + MARGIN_MS, most=True),
+        Aim("a cut found, ms", worst_ms, DETECTION_MS + LATE_MS, most=True),
+        Aim("the director told, ms later", max(cut.told_ms for cut in figure.cuts), MARGIN_MS, most=True),
         Aim("a kill -9 found by BIRD, ms", max(figure.killed_ms), DETECTION_MS + MARGIN_MS, most=True),
     ]
 
 
-HEAD = (
-    "gaps: median",
-    "p99.9",
-    "longest",
-    "as they left",
-    "machine still",
-    "stolen",
-    "false",
-    "cut found: median",
-    "worst",
-    "killed: worst",
-    "core",
-    "RSS",
-)
-
-
-def _cells(figure: Figure) -> tuple[str, ...]:
+def _rows(figure: Figure) -> list[tuple[str, str]]:
+    """What is printed of it: names, the same for all, and values."""
     quiet = figure.quiet
-    still = f"{quiet.stall_ms:.0f} ms" if quiet.stall_ms else f"< {LEAST_MS:.0f} ms"
-    return (
-        f"{quiet.gap_median:.0f} ms",
-        f"{quiet.gap_p999:.0f} ms",
-        f"{quiet.gap_max:.0f} ms",
-        f"{quiet.left_max:.0f} ms",
-        still,
-        f"{quiet.steal_ms:.0f} ms",
-        str(quiet.false_downs),
-        f"{statistics.median(figure.found_ms):.0f} ms",
-        f"{max(figure.found_ms):.0f} ms",
-        f"{max(figure.killed_ms):.0f} ms",
-        f"{quiet.core:.1%}",
-        f"{quiet.rss_mb:.0f} MB",
-    )
+    return [
+        ("watched", f"{figure.seconds:.0f} s"),
+        ("false downs", str(quiet.false_downs)),
+        ("gap between packets, median", f"{quiet.gap_median:.0f} ms"),
+        ("  of a thousand the second longest", f"{quiet.gap_p999:.0f} ms"),
+        ("  longest", f"{quiet.gap_max:.0f} ms"),
+        ("  longest, as they left", f"{quiet.left_max:.0f} ms"),
+        *_median_and_worst("silence until a cut was found", [cut.silence_ms for cut in figure.cuts]),
+        *_median_and_worst("cut until found", [cut.found_ms for cut in figure.cuts]),
+        *_median_and_worst("found until told", [cut.told_ms for cut in figure.cuts]),
+        *_median_and_worst("kill -9 until the router knew", figure.killed_ms),
+        ("share of a core", f"{quiet.core:.1%}"),
+        ("resident memory", f"{quiet.rss_mb:.0f} MB"),
+        (
+            "the machine itself stood still",
+            f"{quiet.stall_ms:.0f} ms" if quiet.stall_ms else f"< {LEAST_MS:.0f} ms",
+        ),
+        ("its host took", f"{quiet.steal_ms:.0f} ms"),
+    ]
+
+
+def _median_and_worst(name: str, values: Sequence[float]) -> list[tuple[str, str]]:
+    middle = statistics.median(values)
+    return [
+        (f"{name}, median of {len(values)}", f"{middle:.1f} ms"),
+        ("  worst", f"{max(values):.1f} ms"),
+    ]
 
 
 def print_report(figures: list[Figure], hogs: int) -> None:
     load_average = ", ".join(Path("/proc/loadavg").read_text().split()[:3])
     print(f"BFD {INTERVAL_MS} ms x {MULTIPLIER}; {hogs} computing processes on {os.cpu_count()} cores")
     print(f"load average at the end, whatever else ran here included: {load_average}\n")
-    print(f"{'':<18}{'time':>7}" + "".join(f"{word:>{len(word) + 3}}" for word in HEAD))
-    for figure in figures:
-        cells = zip(_cells(figure), HEAD, strict=True)
-        columns = "".join(f"{cell:>{len(word) + 3}}" for cell, word in cells)
-        print(f"{figure.name:<18}{figure.seconds:>5.0f} s{columns}")
+    print(f"{'':<44}" + "".join(f"{figure.name:>18}" for figure in figures))
+    for cells in zip(*(_rows(figure) for figure in figures), strict=True):
+        print(f"{cells[0][0]:<44}" + "".join(f"{value:>18}" for _, value in cells))
     for figure in figures:
         for down in figure.quiet.downs:
             print(
@@ -300,10 +321,7 @@ def print_report(figures: list[Figure], hogs: int) -> None:
                 f" arrived; the machine itself stood still for {down.stall_ms:.0f} ms"
             )
         for aim in aims(figure) if figure.name == CHOSEN else ():
-            print(f"{'met' if aim.met else 'MISSED':<8}{aim.name}: {aim.value:.0f} (aim {aim.wanted:g})")
-        if figure.name == CHOSEN:
-            longest = f"{figure.quiet.stall_ms:.0f} ms" if figure.quiet.stall_ms else f"{LEAST_MS:.0f} ms"
-            print(f"the machine itself stood still for at most {longest}")
+            print(f"{'met' if aim.met else 'MISSED':<8}{aim.name}: {aim.value:.1f} (aim {aim.wanted:g})")
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Reads commands from standard input: `want NEIGHBOR INTERVAL_MS MULTIPLIER ...` (three words a session; the
 neighbor may be NEIGHBOR@OUR_ADDRESS), `status`, `shutdown`. Writes lines of JSON: an answer to each command,
-{"reachable": ...} when a neighbor's changes, with the time of the monotonic clock, which all processes of a
-machine share.
+{"reachable": ...} when a neighbor's changes, `at` the monotonic clock's time at which it heard of that, and
+`since` when the BFD process says that its session changed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ from vc5py.model import IPAddress
 
 def say(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
-
-
-def on_reachable(neighbor: IPAddress, reachable: bool) -> None:
-    say({"reachable": reachable, "neighbor": str(neighbor), "at": time.monotonic()})
 
 
 def wishes(words: list[str]) -> dict[IPAddress, Wish]:
@@ -57,6 +53,12 @@ async def main() -> None:
     parser.add_argument("--scheduling", default="fifo")
     parser.add_argument("--hold", type=float, default=30.0)
     arguments = parser.parse_args()
+
+    def on_reachable(neighbor: IPAddress, reachable: bool) -> None:
+        session = supervisor.sessions().get(neighbor)
+        since = session.since if session is not None else None
+        say({"reachable": reachable, "neighbor": str(neighbor), "at": time.monotonic(), "since": since})
+
     supervisor = Supervisor(arguments.state_dir, on_reachable, scheduling=arguments.scheduling)
     running: asyncio.Task[None] | None = None
     while line := await asyncio.to_thread(sys.stdin.readline):

@@ -52,7 +52,7 @@ def test_everything_is_as_it_was_noted() -> None:
     assert ledger.read() != sessions.entries
     ledger.note(sessions.entries)
     assert ledger.read() == sessions.entries
-    assert resumed(ledger).status(NEAR, 1.2) == sessions.status(NEAR, 1.2)
+    assert resumed(ledger).status(NEAR) == sessions.status(NEAR)
 
 
 def test_a_neighbor_that_is_lost_stays_so_and_is_forgiven_in_time() -> None:
@@ -61,11 +61,11 @@ def test_a_neighbor_that_is_lost_stays_so_and_is_forgiven_in_time() -> None:
     list(sessions.advance(2.0, RNG))
     ledger.note(sessions.entries)
     later = resumed(ledger)
-    assert not later.status(NEAR, 2.0).reachable
+    assert not later.status(NEAR).reachable
     list(later.advance(31.9, RNG))
-    assert not later.status(NEAR, 31.9).reachable
+    assert not later.status(NEAR).reachable
     list(later.advance(32.0, RNG))
-    assert later.status(NEAR, 32.0).reachable
+    assert later.status(NEAR).reachable
     ledger.note(later.entries)
     assert ledger.read()[NEAR].lost is False
 
@@ -75,14 +75,14 @@ def test_silence_is_counted_from_what_the_dead_process_heard(after_s: float, sta
     ledger = Ledger(up().entries)
     later = resumed(ledger)
     list(later.advance(1.0 + after_s, RNG))
-    assert later.status(NEAR, 1.0 + after_s).state == state
+    assert later.status(NEAR).state == state
 
 
 def test_what_waited_in_the_socket_is_heard_before_silence_is_judged() -> None:
     later = resumed(Ledger(up().entries))
     hear(later, NEAR, State.UP, 1.25)
     list(later.advance(1.4, RNG))
-    assert [later.status(neighbor, 1.4).state for neighbor in (NEAR, FAR)] == ["up", "down"]
+    assert [later.status(neighbor).state for neighbor in (NEAR, FAR)] == ["up", "down"]
 
 
 def test_discriminators_and_timers_are_the_same() -> None:

@@ -21,6 +21,7 @@ from vc5py import claim
 from vc5py.bfd import messages, supervisor
 from vc5py.bfd.messages import Wish, parse_status, parse_wishes
 from vc5py.bfd.protocol import Settings
+from vc5py.bfd.sessions import Status
 from vc5py.bfd.supervisor import Supervisor
 from vc5py.errors import RhiError
 from vc5py.model import Bfd, IPAddress, Neighbor, RhiConfig
@@ -213,13 +214,15 @@ async def test_who_is_watched(tmp_path: Path) -> None:
         "127.0.0.9": Wish("127.0.0.9", "127.0.0.1", Settings(50_000, 5)),
         "::9": Wish("::9", None, Settings(100_000, 3)),
     }
-    found = shown(one, 1000.0)
+    found = shown(one, 1000.0, 10.0)
     assert [(str(s.neighbor), s.state, s.reachable) for s in found.sessions] == [
         ("127.0.0.9", "unknown", True),
         ("::9", "unknown", True),
     ]
+    one._learn(Status("127.0.0.9", "up", "up", 0, 0, True, 2, 5, 5, since=4.0, detection_ms=250.0))
+    assert shown(one, 1000.0, 10.0).sessions[0].since == 994.0, "as a Unix timestamp"
     watch(one, None, ip_address("127.0.0.1"))
-    assert shown(one, 1000.0).sessions == ()
+    assert shown(one, 1000.0, 10.0).sessions == ()
 
 
 GOOD = {"neighbor": "192.0.2.1", "source": None, "interval_us": 100_000, "multiplier": 3}

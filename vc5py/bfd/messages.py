@@ -1,13 +1,15 @@
 """What the director and the BFD process say to each other: lines of JSON over a Unix stream socket.
 
-    process -> director   {"bfd": 1, "pid": 4711, "scheduling": "fifo"}      once; or {"busy": true}
+    process -> director   {"bfd": 2, "pid": 4711, "scheduling": "fifo"}      once; or {"busy": true}
     director -> process   {"sessions": [{"neighbor": ...}, ...], "hold_s": 30}   the wishes, all of them
                           {"stop": true}                                     administratively down, and end
     process -> director   {"status": [{...}, ...], "rejects": {...}, ...}    all of it, every second
                           {"changed": [{...}, ...]}                          at once
 
-Pure, standard library only. Must not know: sockets, sessions' logic. Invariant: what the
-functions here accept has the right types; everything else is a ValueError.
+Times are of the monotonic clock, which all processes of a machine share.
+
+Pure, standard library only. Must not know: sockets, sessions' logic. Invariant: what the functions here
+accept has the right types; everything else is a ValueError.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 from vc5py.bfd.protocol import Settings
 from vc5py.bfd.sessions import Status
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_LINE = 1 << 20
 _KINDS = {field.name: field.type for field in fields(Status)}
 _TYPES: Mapping[Any, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool, "float": (int, float)}

@@ -362,10 +362,10 @@ class Process:
             return
         status = self._sessions.status
         if changed:
-            self._tell({"changed": messages.statuses([status(neighbor, now) for neighbor in changed])})
+            self._tell({"changed": messages.statuses([status(neighbor) for neighbor in changed])})
         if now >= self._report_at:
             self._report_at = now + REPORT_S
-            every = messages.statuses([status(neighbor, now) for neighbor in self._sessions.entries])
+            every = messages.statuses([status(neighbor) for neighbor in self._sessions.entries])
             self._tell({"status": every, **self._counters()})
 
     def _counters(self) -> dict[str, Any]:

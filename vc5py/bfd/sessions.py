@@ -62,6 +62,7 @@ class Entry:
 class Status:
     """What is known of one neighbor. `reachable` is False only where BFD has found the path to be broken: not
     before the first time up, not after the neighbor said it is administratively down (RFC 5882, section 3.2).
+    `since`: when the session came into its state, by the clock that the sessions go by.
     """
 
     neighbor: str
@@ -73,7 +74,7 @@ class Status:
     transitions: int
     packets_in: int
     packets_out: int
-    age_s: float
+    since: float
     detection_ms: float
 
 
@@ -142,7 +143,7 @@ class Sessions:
         due_at = min((entry.due_at for entry in self.entries.values()), default=_NEVER)
         return due_at if due_at < _NEVER else None
 
-    def status(self, neighbor: str, now: float) -> Status:
+    def status(self, neighbor: str) -> Status:
         entry = self.entries[neighbor]
         session = entry.session
         return Status(
@@ -155,7 +156,7 @@ class Sessions:
             entry.transitions,
             entry.packets_in,
             entry.packets_out,
-            now - entry.since,
+            entry.since,
             session.detection_s * 1e3,
         )
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ class Supervisor:
         self._scheduling = scheduling
         self._wishes: dict[str, Wish] = {}
         self._hold_s = 0.0
-        self._statuses: dict[str, tuple[Status, float]] = {}
+        self._statuses: dict[str, Status] = {}
         self._unreachable: set[str] = set()
         self._report = Report()
         self._changed = asyncio.Event()
@@ -79,14 +78,7 @@ class Supervisor:
 
     def sessions(self) -> dict[IPAddress, Status | None]:
         """Every wanted session; None: nothing is known of it at the moment."""
-        return {ip_address(neighbor): self._status(neighbor) for neighbor in self._wishes}
-
-    def _status(self, neighbor: str) -> Status | None:
-        """As it was told, but as old as it is now."""
-        if neighbor not in self._statuses:
-            return None
-        status, told_at = self._statuses[neighbor]
-        return replace(status, age_s=status.age_s + time.monotonic() - told_at)
+        return {ip_address(neighbor): self._statuses.get(neighbor) for neighbor in self._wishes}
 
     def report(self) -> Report:
         return self._report
@@ -180,8 +172,8 @@ class Supervisor:
     # Sessions
 
     def _learn(self, status: Status) -> None:
-        before, _ = self._statuses.get(status.neighbor, (None, 0.0))
-        self._statuses[status.neighbor] = (status, time.monotonic())
+        before = self._statuses.get(status.neighbor)
+        self._statuses[status.neighbor] = status
         if before is None or before.transitions != status.transitions:
             _log_session(before, status)
         if status.reachable is (status.neighbor in self._unreachable):
