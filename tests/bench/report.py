@@ -10,13 +10,18 @@ Spread = tuple[float, float, float]  # median, lower and upper quartile, in nano
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One scenario. `floor` is over the harness; `textbook` (None: it can't) and `ours` over the floor."""
+    """One scenario, in its quiet rounds. `floor` is over the harness; `textbook` (None: it can't) and `ours`
+    over the floor. `quiet` of `rounds` were used; `ratio_of_all`: with the others.
+    """
 
     name: str
     harness: Spread
     floor: Spread
     textbook: Spread | None
     ours: Spread
+    quiet: int
+    rounds: int
+    ratio_of_all: float | None
 
     @property
     def ratio(self) -> float | None:
@@ -46,7 +51,6 @@ class Report:
     figures: tuple[Figure, ...]
     bytes_per_flow: int
     entries: int
-    rounds: int
 
     def aims(self) -> list[Aim]:
         hot, _, most, *_, new, _, _, flood = self.figures
@@ -68,13 +72,18 @@ def _cell(spread: Spread | None) -> str:
 
 def print_report(report: Report, write: Callable[[str], None] = print) -> None:
     """Writes the table line by line."""
-    write(f"ns a packet: median (quartiles) of {report.rounds} rounds; floor is over the harness, the others")
-    write("are over the floor")
-    write(f"{'':36}{'harness':>20}{'floor':>18}{'textbook':>24}{'ours':>24}{'ratio':>8}")
+    write(
+        "ns a packet: median (quartiles) of the quiet rounds; floor is over the harness, the others are over"
+    )
+    write("the floor; how many rounds were quiet, and the ratio with the others")
+    write(
+        f"{'':36}{'harness':>20}{'floor':>18}{'textbook':>24}{'ours':>24}{'ratio':>8}{'quiet':>9}{'all':>7}"
+    )
     for figure in report.figures:
-        ratio = f"{figure.ratio:.1f}" if figure.ratio is not None else "-"
+        ratio, of_all = (f"{x:.1f}" if x is not None else "-" for x in (figure.ratio, figure.ratio_of_all))
         cells = f"{_cell(figure.harness):>20}{_cell(figure.floor):>18}"
         cells += f"{_cell(figure.textbook):>24}{_cell(figure.ours):>24}{ratio:>8}"
+        cells += f"{figure.quiet:>4} of{figure.rounds:>3}{of_all:>6}"
         write(f"{figure.name:36}{cells}")
     mib = report.entries * report.bytes_per_flow >> 20
     write(f"memory: {report.bytes_per_flow} bytes a flow; a table of {report.entries} flows is {mib} MiB")
