@@ -2,7 +2,8 @@
 
 Two sharing processes on this machine, in two network namespaces: flows change in the one's rings as if CPUs
 had written them there, are read, encoded, signed, sent by multicast, received, verified, and put into the
-other's flow table. Then what a packet costs the data plane without sharing and with it.
+other's flow table. Then the same over a link that loses datagrams, a copy of everything, and what a packet
+costs the data plane without sharing and with it.
 """
 
 from __future__ import annotations
@@ -28,24 +29,30 @@ from vc5py.dataplane.tables import first_slot, size
 
 SLICE_S = 0.02
 SETTLE_S = 3.0
+LOSSY_RATE = 250_000  # flows a second
+LOSS_LIMIT_S = 120.0
 _LOCAL = np.uint64((1 << abi.FLOW_LOCAL_BITS) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """`rates`: flows a second that are offered, each for so many seconds. `copied`: of the full copy."""
+    """`rates`: flows a second that are offered, each for so many seconds. `losses`: so many of a thousand
+    datagrams, one after the other; `lossy`: flows offered then. `copied`: of the full copy.
+    """
 
     rates: tuple[int, ...] = (250_000, 500_000, 1_050_000, 1_400_000)
     seconds: float = 4.0
     entries: int = 1 << 23
     log: int = 1 << 17
+    losses: tuple[int, ...] = (1, 10, 100)
+    lossy: int = 500_000
     copied: int = 1_000_000
     packets: int = 1_000_000
     rounds: int = 9
 
 
 FULL = Scale()
-QUICK = Scale((500_000, 1_050_000), 2.0, 1 << 22, copied=200_000, packets=200_000, rounds=3)
+QUICK = Scale((500_000, 1_050_000), 2.0, 1 << 22, lossy=100_000, copied=200_000, packets=200_000, rounds=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,20 @@ class Transfer:
     lost: float
     sender_ns: float
     receiver_ns: float
+    bytes_per_flow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Over a link that loses so many of a thousand datagrams, copies' too: flows that were there a tenth of a
+    second after the last one was offered, and how long until none was missing any more; with all bytes that
+    were sent for it.
+    """
+
+    per_mille: int
+    flows: int
+    at_once: int
+    seconds: float
     bytes_per_flow: float
 
 
@@ -83,6 +104,7 @@ class Cost:
 @dataclass(frozen=True, slots=True)
 class Report:
     transfers: tuple[Transfer, ...]
+    losses: tuple[Loss, ...]
     copy: Copy
     costs: tuple[Cost, ...]
 
@@ -92,7 +114,7 @@ class Report:
             Aim("flows a second, at best", best.installed, 1_000_000),
             *(
                 Aim(f"{one.name}: percent more with sharing", 100 * (one.on / one.off - 1), 5.0, most=True)
-                for one in self.costs[:2]
+                for one in self.costs
             ),
         ]
 
@@ -129,8 +151,9 @@ class Bench:
         with pair(self._scale.entries, self._scale.log) as (first, second):
             made = Flows(first)
             transfers = tuple(self._transfer(first, second, made, rate) for rate in self._scale.rates)
+            losses = tuple(self._loss(first, second, made, per_mille) for per_mille in self._scale.losses)
             copy = self._copy(first, second, made)
-        return Report(transfers, copy, self._costs())
+        return Report(transfers, losses, copy, self._costs())
 
     def _transfer(self, first: Node, second: Node, made: Flows, rate: int) -> Transfer:
         self._say(f"{rate} flows a second")
@@ -147,15 +170,41 @@ class Bench:
             process.stop()
         return _figures(offered, elapsed, before, after)
 
+    def _loss(self, first: Node, second: Node, made: Flows, per_mille: int) -> Loss:
+        self._say(f"{per_mille} of 1,000 datagrams lost")
+        for node in (first, second):
+            node.ours.forget_flows()
+        values, hashes = made.make(self._scale.lossy)
+        placed = _place(first, values, hashes)
+        sender, receiver = first.start(first.order(GROUP4)), second.start(second.order(GROUP4))
+        for process in (sender, receiver):
+            process.wait_for("copied", 1)
+        second.ours.forget_flows()
+        before = sender.next_report()
+        with second.losing(per_mille):
+            for part in np.array_split(np.arange(len(values)), max(1, len(values) * 50 // LOSSY_RATE)):
+                first.change(values[part], hashes[part])
+                time.sleep(1 / 50)
+            begin = time.perf_counter()
+            time.sleep(0.1)
+            at_once = second.flows()
+            while (found := second.flows()) < placed and time.perf_counter() - begin < LOSS_LIMIT_S:
+                time.sleep(0.1)
+            seconds = time.perf_counter() - begin
+        if found < placed:
+            raise SystemExit(f"{placed - found} of {placed} flows are missing {LOSS_LIMIT_S} s after a loss")
+        sent = sender.next_report()["bytes_sent"] - before["bytes_sent"]
+        for process in (sender, receiver):
+            process.stop()
+        return Loss(per_mille, placed, at_once, seconds, sent / placed)
+
     def _copy(self, first: Node, second: Node, made: Flows) -> Copy:
         count = self._scale.copied
         self._say(f"a full copy of {count} flows")
         values, hashes = made.make(count)
-        entries = np.zeros((count, 1), abi.FLOW_ENTRY)
-        entries["value"][:, 0], entries["tag"][:, 0] = values, values ^ hashes
         for node in (first, second):
             node.ours.forget_flows()
-        placed = count - flows.carry_over(entries, first.ours.maps.flows)
+        placed = _place(first, values, hashes)
         sender, receiver = first.start(first.order(GROUP4)), second.start(second.order(GROUP4))
         receiver.wait_for("copied", 1)
         receiver.popen.send_signal(signal.SIGKILL)
@@ -219,6 +268,13 @@ def _offer(node: Node, made: Flows, rate: int, seconds: float) -> int:
     return offered
 
 
+def _place(node: Node, values: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> int:
+    """Puts flows into a node's table; returns how many found a place."""
+    entries = np.zeros((len(values), 1), abi.FLOW_ENTRY)
+    entries["value"][:, 0], entries["tag"][:, 0] = values, values ^ hashes
+    return len(values) - flows.carry_over(entries, node.ours.maps.flows)
+
+
 def _wait_for_copy(receiver: Process) -> None:
     if not receiver.wait_for("copied", 1, 120.0)["copied"]:
         raise SystemExit("the full copy did not arrive")
@@ -253,6 +309,11 @@ def print_report(report: Report, say: Callable[[str], None] = print) -> None:
         say(
             f"{t.offered:11,.0f} {t.installed:12,.0f} {t.missed:8,} {t.lost:7.2%} {t.sender_ns:16.0f}"
             f" {t.receiver_ns:17.0f} {t.bytes_per_flow:11.2f}"
+        )
+    for loss in report.losses:
+        say(
+            f"With {loss.per_mille / 10:g}% of datagrams lost, {loss.at_once:,} of {loss.flows:,} flows"
+            f" are there at once, all after {loss.seconds:.1f} s, for {loss.bytes_per_flow:.1f} bytes each."
         )
     copy = report.copy
     say(f"All {copy.flows:,} flows of a peer are there {copy.seconds:.1f} s after the start of a process.")

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyroute2 import IPRoute
 
 from tests import leftovers
-from tests.bench.rig import Ours
+from tests.bench.rig import C_DIR, Ours
 from vc5py.core import flowsync
 from vc5py.core.flowsync import Key
-from vc5py.dataplane import abi
+from vc5py.dataplane import abi, compiler
 from vc5py.dataplane.compiler import ProgramType
 from vc5py.lab.kernel import entered
 from vc5py.model import IPAddress
@@ -138,6 +139,24 @@ class Node:
         maps.flow_log["value"][cpu, at] = values
         maps.flow_log["tag"][cpu, at] = values ^ hashes
         maps.flow_log_heads["written"][cpu] = head + len(values)
+
+    @contextmanager
+    def losing(self, per_mille: int) -> Iterator[None]:
+        """Of a thousand datagrams to this node so many are lost, each for itself."""
+        module = compiler.compile_file(C_DIR / "lossy.c", {"PER_MILLE": per_mille})
+        program = module.load("lossy", ProgramType.XDP)
+        try:
+            with entered(self.namespace):
+                netlink = IPRoute()
+            with netlink:
+                index = netlink.link_lookup(ifname=LINK)[0]
+                netlink.link("set", index=index, xdp_fd=program)
+                try:
+                    yield
+                finally:
+                    netlink.link("set", index=index, xdp_fd=-1)
+        finally:
+            os.close(program)
 
     def flows(self) -> int:
         values = self.ours.maps.flows["value"]
