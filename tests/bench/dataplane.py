@@ -38,6 +38,14 @@ NEW = ("forwarded_new",)
 STABLE = ("forwarded_stable",)
 ONE = ("forwarded_stable", "forwarded_flow")  # all of one flow's packets are sampled in one tick of 64
 ENTRY_BYTES = 16
+# Beside L2 over IPv4, by what they are called.
+OTHERS = {
+    "L2, IPv6": VIP6,
+    "IPIP": VIP_IPIP,
+    "IPIP, IPv6": VIP6_IPIP,
+    "GUE": VIP_GUE,
+    "GUE, IPv6": VIP6_GUE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(packets=300_000, rounds=5, most_rounds=15)
+QUICK = Scale(packets=200_000, rounds=5, most_rounds=60)
 QUIET = 1.1  # times what harness and floor cost at their best
 FEWEST = 5  # quiet rounds; where there are fewer, all rounds are used
 NEW_ROUNDS = 9  # of new flows: all rounds together make a given number of them, and short ones are cold
@@ -94,13 +102,17 @@ class Bench:
         self._figures: list[Figure] = []
 
     def run(self) -> Report:
-        for flows in (1, 1 << 16, self._scale.flows):
-            self._established(min(flows, self._scale.flows))
+        for flows in self._flows():
+            self._established(flows)
         self._modes()
         self._renew()
         self._new_flows()
         self._flood()
         return Report(tuple(self._figures), ENTRY_BYTES, self._scale.entries)
+
+    def _flows(self) -> tuple[int, ...]:
+        """One flow, many, and the most, each picked at random."""
+        return 1, min(1 << 16, self._scale.flows), self._scale.flows
 
     def close(self) -> None:
         for thing in (self._harness, self._ours, self._textbook):
@@ -157,15 +169,17 @@ class Bench:
             self._harness.run(program, Stream(VIP4, SYN, order=Order.ENDLESS), 4 * self._scale.entries)
 
     def _modes(self) -> None:
-        self._measure("L2, IPv6", Stream(VIP6), ONE, self._scale.packets, textbook=False)
-        for name, vip in (
-            ("IPIP", VIP_IPIP),
-            ("IPIP, IPv6", VIP6_IPIP),
-            ("GUE", VIP_GUE),
-            ("GUE, IPv6", VIP6_GUE),
-        ):
-            stream = Stream(vip)
-            self._measure(name, stream, ONE, self._scale.packets, textbook=False, grows=True)
+        """In stable slots, ours alone: the textbook can't."""
+        for name, vip in OTHERS.items():
+            kinds = [
+                (f"{flows} flows", Stream(vip, ACK, flows), ONE if flows == 1 else STABLE)
+                for flows in self._flows()
+            ]
+            kinds.append(("endless new flows", Stream(vip, SYN, order=Order.ENDLESS), STABLE))
+            for what, stream, verdicts in kinds:
+                grows = not name.startswith("L2")
+                packets = self._scale.packets
+                self._measure(f"{name}, {what}", stream, verdicts, packets, textbook=False, grows=grows)
 
     def _measure(
         self,
@@ -196,7 +210,7 @@ class Bench:
         gained = {verdict: after[verdict] - before[verdict] for verdict in after}
         hits = sum(gained[verdict] for verdict in verdicts)
         assert hits >= 0.9 * sum(gained.values()), f"{name}: {verdicts} expected, got {gained}"
-        self._figures.append(_figure(name, rounds, quiet if len(quiet) >= FEWEST else rounds))
+        self._figures.append(_figure(name, rounds, quiet))
 
 
 def _spread(values: list[float]) -> Spread:
@@ -215,13 +229,14 @@ def _over_floor(key: str, rounds: list[Round]) -> Spread:
 
 
 def _figure(name: str, rounds: list[Round], quiet: list[Round]) -> Figure:
+    used = quiet if len(quiet) >= FEWEST else rounds
     has_textbook = "textbook" in rounds[0]
     return Figure(
         name=name,
-        harness=_spread([one["harness"] for one in quiet]),
-        floor=_spread([one["floor"] - one["harness"] for one in quiet]),
-        textbook=_over_floor("textbook", quiet) if has_textbook else None,
-        ours=_over_floor("ours", quiet),
+        harness=_spread([one["harness"] for one in used]),
+        floor=_spread([one["floor"] - one["harness"] for one in used]),
+        textbook=_over_floor("textbook", used) if has_textbook else None,
+        ours=_over_floor("ours", used),
         quiet=len(quiet),
         rounds=len(rounds),
         ratio_of_all=_over_floor("textbook", rounds)[0] / _over_floor("ours", rounds)[0]

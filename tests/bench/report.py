@@ -11,7 +11,7 @@ Spread = tuple[float, float, float]  # median, lower and upper quartile, in nano
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One scenario, in its quiet rounds. `floor` is over the harness; `textbook` (None: it can't) and `ours`
-    over the floor. `quiet` of `rounds` were used; `ratio_of_all`: with the others.
+    over the floor. `quiet` of `rounds` were used, all where these are too few; `ratio_of_all`: of all.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Report:
             Aim("one established flow: times cheaper", hot.ratio or 0.0, 3.0),
             Aim(f"{most.name}: times our cost of one", most.ours[0] / hot.ours[0], 1.5, most=True),
             Aim(f"{most.name}: times cheaper", most.ratio or 0.0, 10.0),
-            Aim(f"{new.name}: times cheaper", new.ratio or 0.0, 4.0),
+            Aim(f"{new.name}, in stable slots: times cheaper", new.ratio or 0.0, 4.0),
             Aim(f"{flood.name}: times cheaper", flood.ratio or 0.0, 5.0),
         ]
 
@@ -75,7 +75,7 @@ def print_report(report: Report, write: Callable[[str], None] = print) -> None:
     write(
         "ns a packet: median (quartiles) of the quiet rounds; floor is over the harness, the others are over"
     )
-    write("the floor; how many rounds were quiet, and the ratio with the others")
+    write("the floor; how many rounds were quiet (all are used where fewer than 5 are), and the ratio of all")
     write(
         f"{'':36}{'harness':>20}{'floor':>18}{'textbook':>24}{'ours':>24}{'ratio':>8}{'quiet':>9}{'all':>7}"
     )

@@ -15,7 +15,7 @@ def test_reports_every_scenario() -> None:
     print_report(report, lines.append)
     assert all(any(line.startswith(figure.name) for line in lines) for figure in report.figures)
     assert all(figure.harness[0] > 0 for figure in report.figures)
-    assert len(report.figures) == 12
+    assert len(report.figures) == 27
     assert len(report.aims()) == 5
 
 
