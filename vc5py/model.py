@@ -278,17 +278,19 @@ class RouteAttributes:
 class Neighbor:
     """One BGP session to have, and what is announced over it.
 
-    `hold_time_s` is BGP's (RFC 4271, 4.2). `listen`: the port to take its connection on where we are
-    `passive`; else we connect to its `port`. `multihop`: the hops to it, None for one that is on our link
-    (eBGP) or wherever it may be (iBGP). `ttl_security`: packets that came over more hops are dropped (GTSM,
-    RFC 5082). `source` and `next_hops` None: the kernel's choice. `accept` empty: all VIPs; `reject` goes
-    first.
+    `hold_time_s` is BGP's (RFC 4271, 4.2). `restart_time_s`: for how long it is to keep the routes of a BGP
+    speaker of ours that has died (RFC 4724), 0: not at all. `listen`: the port to take its connection on
+    where we are `passive`; else we connect to its `port`. `multihop`: the hops to it, None for one that is
+    on our link (eBGP) or wherever it may be (iBGP). `ttl_security`: packets that came over more hops are
+    dropped (GTSM, RFC 5082). `source` and `next_hops` None: the kernel's choice. `accept` empty: all VIPs;
+    `reject` goes first.
     """
 
     address: IPAddress
     as_number: int
     local_as: int
     hold_time_s: int = 15
+    restart_time_s: int = 0
     port: int = 179
     passive: bool = False
     listen: int = 179

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import select
 import signal
@@ -156,15 +157,25 @@ def prepare(directory: Path, socket: Path) -> None:
 
 
 class Supervision:
-    """Runs `serve`, and again when it ends or fails: `first_s` later, then ever later, up to `longest_s`."""
+    """Runs `serve`, and again when it ends or fails: `first_s` later, then ever later, up to `longest_s`; and
+    never later than `patience` says, for there may be somebody who waits for us only so long. What fails for
+    the same reason again is logged as often as without that.
+    """
 
     def __init__(
-        self, name: str, serve: Callable[[], Awaitable[None]], *, first_s: float, longest_s: float
+        self,
+        name: str,
+        serve: Callable[[], Awaitable[None]],
+        *,
+        first_s: float,
+        longest_s: float,
+        patience: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._name = name
         self._serve = serve
         self._first_s = first_s
         self._longest_s = longest_s
+        self._patience = patience
         self._worker: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -186,14 +197,19 @@ class Supervision:
 
     async def _again_and_again(self) -> None:
         retry_s = self._first_s
+        told, quiet_until = None, 0.0
         clock = asyncio.get_running_loop().time
         while True:
-            started = clock()
+            started, reason = clock(), None
             try:
                 await self._serve()
             except (RhiError, OSError) as error:
-                log.warning("%s interrupted reason=%s retry_s=%g", self._name, error, retry_s)
+                reason = str(error) or type(error).__name__
             if clock() - started > self._longest_s:
                 retry_s = self._first_s
-            await asyncio.sleep(retry_s)
+            wait_s = min(retry_s, self._patience())
+            if reason is not None and (reason != told or clock() >= quiet_until):
+                log.warning("%s interrupted reason=%s retry_s=%g", self._name, reason, wait_s)
+                told, quiet_until = reason, clock() + retry_s
+            await asyncio.sleep(wait_s)
             retry_s = min(2 * retry_s, self._longest_s)

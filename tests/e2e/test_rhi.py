@@ -260,6 +260,55 @@ def test_a_killed_exabgp_is_replaced(start: StartDriver, router: Router) -> None
     eventually(lambda: driver.tell("status") == {"sessions": {PEER: "established"}, "announced": [VIP]})
 
 
+def asking_for_graceful_restart(driver: Driver, directory: Path, seconds: int) -> Driver:
+    file = directory / "rhi.yaml"
+    file.write_text(f"rhi: {{as_number: 65001, peers: [{PEER}], graceful_restart: {seconds}}}\n")
+    driver.tell(f"reload {file}")
+    return driver
+
+
+def test_with_graceful_restart_a_killed_exabgp_costs_no_route(
+    start: StartDriver, router: Router, tmp_path: Path
+) -> None:
+    driver = asking_for_graceful_restart(start(), tmp_path, 30)
+    driver.tell(f"routes {VIP} {VIP2}")
+    eventually(lambda: driver.tell("standings")[PEER]["routes"] == 2)
+    before, _ = eventually(router.learned(VIP)), eventually(router.learned(VIP2))
+    withdrawn = router.withdraws("a")
+    for _ in range(2):
+        victim = driver.exabgp()
+        os.kill(victim, signal.SIGKILL)
+        pid = driver.state / "exabgp.pid"
+        eventually(lambda pid=pid, victim=victim: pid.read_text().strip() not in ("", str(victim)))  # type: ignore[misc]
+        eventually(lambda: driver.tell("standings")[PEER]["routes"] == 2)
+        eventually(lambda: "Restarting" not in router.ask("show", "protocols", "all", "a"))
+        assert router.routes(VIP) == before
+    assert router.withdraws("a") == withdrawn
+    os.kill(driver.exabgp(), signal.SIGKILL)
+    driver.tell(f"routes {VIP}")
+    eventually(router.lost(VIP2))
+    assert router.routes(VIP) == before, "what is told no more goes, by the end of what was told"
+    driver.tell("shutdown")
+
+
+def test_with_graceful_restart_nothing_outlives_the_restart_time(
+    start: StartDriver, router: Router, tmp_path: Path, lasted: Lasted
+) -> None:
+    seconds = 2
+    driver = asking_for_graceful_restart(start(), tmp_path, seconds)
+    driver.tell(f"routes {VIP}")
+    eventually(lambda: driver.tell("standings")[PEER]["routes"] == 1)
+    eventually(router.learned(VIP))
+    killed_at = time.monotonic()
+    exabgp = driver.exabgp()
+    driver.kill()
+    os.kill(exabgp, signal.SIGKILL)
+    eventually(router.lost(VIP))
+    gone_at = time.monotonic()
+    assert gone_at - killed_at > seconds / 2, "the router kept it"
+    assert lasted(killed_at, gone_at) < seconds + LATE_S
+
+
 def test_a_hanging_exabgp_does_not_outlive_the_hold(
     start: StartDriver, router: Router, lasted: Lasted
 ) -> None:
@@ -275,14 +324,23 @@ def test_a_hanging_exabgp_does_not_outlive_the_hold(
     eventually(lambda: not alive(driver.exabgp()))
 
 
-def test_a_killed_relay_costs_no_route(start: StartDriver, router: Router) -> None:
-    driver = start()
+def attended_since(state: Path, moment: float) -> bool:
+    """Whether a director has connected to a relay since then, and is still there."""
+    file = state / "relay.alone"
+    return json.loads(file.read_text())["since"] is None and file.stat().st_mtime > moment
+
+
+def test_killed_relays_cost_no_route(start: StartDriver, router: Router) -> None:
+    """More of them than ExaBGP by itself allows; and by its back-off alone the director came too late."""
+    driver = start(hold=1.0)
     driver.tell(f"routes {VIP}")
     before = eventually(router.learned(VIP))
     exabgp = driver.exabgp()
-    victim = relay_pid(exabgp)
-    os.kill(victim, signal.SIGKILL)
-    eventually(lambda: relay_pid(exabgp) not in (0, victim))
+    for _ in range(8):
+        victim, killed_at = eventually(lambda: relay_pid(exabgp)), time.time()
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda since=killed_at: attended_since(driver.state, since))  # type: ignore[misc]
+    eventually(lambda: driver.announced() == [VIP])
     driver.tell(f"routes {VIP} {VIP2}")
     eventually(router.learned(VIP2))
     assert router.routes(VIP) == before

@@ -32,7 +32,7 @@ def only(text: str) -> Neighbor:
 def test_everything_that_can_be_said_of_a_neighbor() -> None:
     neighbor = only(
         """neighbors: [{address: 'fd00::1', peer_as: 4200000001, local_as: 65009, hold_time: 3, port: 1790,
-        passive: true, listen: 1791, source: 'fd00::9', multihop: 4, password_env: BGP_KEY,
+        graceful_restart: 9, passive: true, listen: 1791, source: 'fd00::9', multihop: 4, password_env: BGP_KEY,
         next_hop4: 10.0.0.9, next_hop6: 'fd00::8', families: ipv6, med: 0,
         local_preference: 4294967295, prepend: 16,
         communities: ['0:65535', graceful-shutdown, '4294967295:0:1'],
@@ -43,6 +43,7 @@ def test_everything_that_can_be_said_of_a_neighbor() -> None:
         4200000001,
         65009,
         hold_time_s=3,
+        restart_time_s=9,
         port=1790,
         passive=True,
         listen=1791,
@@ -85,6 +86,11 @@ def test_the_lowest_level_that_names_a_password_names_it_alone() -> None:
     assert [n.password for n in config.neighbors] == [Secret("/a"), Secret(None, "B"), Secret("/c")]
 
 
+def test_as_many_communities_as_fit_into_a_command() -> None:
+    words = ", ".join(f"'1:2:{number}'" for number in range(64))
+    assert len(only(f"peers: [10.0.0.1], communities: [{words}]").attributes.large_communities) == 64
+
+
 @pytest.mark.parametrize(
     ("text", "bfd"), [("true", Bfd()), ("false", None), ("{multiplier: 5}", Bfd(100, 5))]
 )
@@ -110,6 +116,12 @@ REFUSED: list[tuple[str, str]] = [
     (NEIGHBOR + "password: secret", "rhi.password: found an unknown key"),
     (NEIGHBOR + "ttl_security: 1, multihop: 2", "rhi.ttl_security: found beside 'multihop'"),
     (NEIGHBOR + "hold_time: 2", "expected whole seconds from 3 to 65535"),
+    (NEIGHBOR + "graceful_restart: 4096", "expected whole seconds from 0 to 4095"),
+    (NEIGHBOR + "graceful_restart: 31", "found 31, expected no more than `hold`, which is 30"),
+    (
+        "hold: 5, groups: {g: {graceful_restart: 6, neighbors: [10.0.0.1]}}",
+        "rhi.groups.g.graceful_restart: found 6",
+    ),
     (NEIGHBOR + "ttl_security: 255", "expected a number of hops from 1 to 254"),
     (NEIGHBOR + "next_hop4: 'fd00::1'", "expected the IPv4 address of a host"),
     (NEIGHBOR + "next_hop6: 10.0.0.1", "expected the IPv6 address of a host"),
@@ -117,6 +129,14 @@ REFUSED: list[tuple[str, str]] = [
     (NEIGHBOR + "communities: ['65536:1']", "expected a community such as"),
     (NEIGHBOR + "communities: noexport", "(did you mean 'no-export'?)"),
     (NEIGHBOR + "communities: '1:2:4294967296'", "expected a community such as"),
+    (
+        NEIGHBOR + f"communities: [{'blackhole, ' * 65}]",
+        "rhi.communities: found a list, expected at most 64 communities, not 65",
+    ),
+    (
+        f"neighbors: [{{address: 10.0.0.1, communities: [{'no-export, ' * 65}]}}]",
+        "rhi.neighbors[0].communities: found a list, expected at most 64",
+    ),
     (NEIGHBOR + "accept: 10.0.0.1/8", "expected a prefix"),
     (NEIGHBOR + "accept: 10.0.0.0/8 ge 7", "expected a prefix"),
     (NEIGHBOR + "accept: 10.0.0.0/8 le 33", "expected a prefix"),

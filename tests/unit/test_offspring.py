@@ -219,6 +219,31 @@ async def test_what_fails_or_ends_is_run_again_ever_later(caplog: pytest.LogCapt
     assert "retry_s=0.04" in caplog.text
 
 
+async def test_who_is_waited_for_comes_in_time_and_says_no_more_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The back-off would be 60 s by now."""
+    attempts = 0
+    enough = asyncio.Event()
+
+    async def serve() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 20:
+            enough.set()
+        raise RhiError("no luck" if attempts < 15 else "other reason")
+
+    one = Supervision("test", serve, first_s=0.01, longest_s=60, patience=lambda: 0.02)
+    task = asyncio.create_task(one.run())
+    async with asyncio.timeout(30):
+        await enough.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    said = [record.getMessage() for record in caplog.records]
+    assert "test interrupted reason=other reason retry_s=0.02" in said
+    assert len(said) < 15, "a repeat is told only as often as without the haste"
+
+
 async def test_a_bug_ends_the_supervision() -> None:
     async def serve() -> None:
         raise ZeroDivisionError

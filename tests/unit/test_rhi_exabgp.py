@@ -1,15 +1,23 @@
-"""What is changed of ExaBGP: attempts to connect, their bounds and reasons; what the kernel says of MD5."""
+"""What is changed of ExaBGP: attempts to connect, their bounds and reasons, what becomes of a relay that
+dies, what is logged; what the kernel says of MD5.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import errno
 import logging
+import os
+import signal
 import socket
 import struct
+import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from ipaddress import ip_address
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +27,12 @@ from exabgp.protocol.family import AFI  # type: ignore[import-untyped]
 from exabgp.reactor.network.error import NotConnected  # type: ignore[import-untyped]
 from exabgp.reactor.network.outgoing import Outgoing  # type: ignore[import-untyped]
 
+from vc5py.errors import RhiError
 from vc5py.model import Neighbor, Secret
-from vc5py.rhi import exabgp_main, signatures
+from vc5py.rhi import exabgp_main, grammar, signatures
+from vc5py.rhi.hosting import Host
+from vc5py.rhi.link import Link
+from vc5py.rhi.sessions import Session
 from vc5py.rhi.signatures import Dropped
 
 # Closed connections are logged, and the logger isn't made before ExaBGP runs.
@@ -197,3 +209,96 @@ def test_hints_of_a_neighbor_that_is_to_connect() -> None:
     assert signatures.hint(plain, before, now) == (
         f"{waiting}; 7 TCP segments with an MD5 password where none is configured dropped"
     )
+
+
+# With ExaBGP itself, and a neighbor that isn't there
+
+
+PASSWORD = b"s3cret; with 'quotes' and spaces"
+CODED = base64.b64encode(PASSWORD).decode()
+LOCAL = IPv4Address(LOOPBACK)
+GUARDED = Session(
+    Neighbor(ip_address("127.0.0.9"), 65000, 65001, password=Secret(variable="X")), LOCAL, (LOCAL,), PASSWORD
+)
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    one = Host(tmp_path, lambda _event: None)
+    yield one
+    await one.stop()
+
+
+def configured(relay: tuple[str, ...]) -> str:
+    return grammar.configuration([GUARDED], LOCAL, relay)
+
+
+def relay(link: Link) -> int:
+    (child,) = Path(f"/proc/{link.exabgp}/task/{link.exabgp}/children").read_text().split()
+    return int(child)
+
+
+def betrayed(text: str) -> bool:
+    bare = "".join(text.split())
+    return CODED in bare or "".join(PASSWORD.decode().split()) in bare
+
+
+async def test_a_relay_may_be_killed_any_number_of_times(
+    host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    text = configured(host.relay_command)
+    link = await host.attach(text, 30)
+    exabgp = link.exabgp
+    for _ in range(9):
+        os.kill(relay(link), signal.SIGKILL)
+        with suppress(RhiError):
+            async with asyncio.timeout(60):
+                await link.lost()
+        await link.close()
+        link = await host.attach(text, 30)
+    assert link.exabgp == exabgp
+    (answer,) = await link.command(grammar.NOTHING)
+    assert answer.startswith("exabgp ")
+    await link.close()
+    log = (tmp_path / "exabgp.log").read_text()
+    assert "loaded new configuration" in log
+    assert not betrayed(log + caplog.text)
+
+
+async def test_a_relay_that_ends_by_itself_ever_again_ends_exabgp_and_says_so(host: Host) -> None:
+    with pytest.raises(RhiError, match="start: relay: ends again and again, with exit status 1;"):
+        await host.attach(configured(("/bin/false",)), 30)
+    assert not host.former_lives()
+
+
+def test_a_dead_relay_is_told_nothing() -> None:
+    from exabgp.reactor.api.processes import ProcessError, Processes  # type: ignore[import-untyped]
+
+    processes = Processes.__new__(Processes)
+    processes.clean()
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE, bufsize=0) as helper:
+        helper.wait(60)
+        processes._process["relay"] = helper
+        with pytest.raises(ProcessError):
+            processes.write("relay", "x")
+        assert processes._broken, "which would end ExaBGP"
+        processes.clean()
+        processes._process["relay"] = helper
+        assert not exabgp_main.telling(Processes.write, ProcessError)(processes, "relay", "x")
+        assert not processes._broken
+
+
+@pytest.mark.parametrize("before", ["family {", "}\n"], ids=["in a section", "after the neighbor"])
+async def test_a_refused_configuration_betrays_no_password(
+    host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    head, found, tail = configured(host.relay_command).rpartition(before)
+    text = f"{head}{found} md5-password {CODED};{tail}"
+    assert found and betrayed(text)
+    with pytest.raises(RhiError, match=r"ExaBGP doesn't start: .*md5-password") as refused:
+        await host.attach(text, 30)
+    log = (tmp_path / "exabgp.log").read_text()
+    assert "syntax error" in log
+    assert not betrayed(log + caplog.text + str(refused.value))

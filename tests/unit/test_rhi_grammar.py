@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from vc5py.config import bgp_scalars
+from vc5py.core.rib import MOST_NEIGHBORS
 from vc5py.errors import RhiError
 from vc5py.model import IPAddress, Neighbor, RouteAttributes, Secret
-from vc5py.rhi import grammar
+from vc5py.rhi import grammar, relay
 from vc5py.rhi.grammar import NeighborStatus, SessionState
 from vc5py.rhi.sessions import Session
 
@@ -83,6 +85,13 @@ neighbor 10.99.0.1 {
 }
 """
     )
+
+
+def test_graceful_restart_leaves_the_end_of_rib_to_us() -> None:
+    text = configured("/relay", sessions=(session(replace(PLAIN, restart_time_s=20)),))
+    assert "  capability { graceful-restart 20; route-refresh enable; }\n  manual-eor true;\n" in text
+    assert "manual-eor" not in configured("/relay")
+    assert grammar.end_of_rib(PEERS[0], 4) == f"neighbor {PEERS[0]} announce eor ipv4 unicast"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +179,39 @@ def test_commands() -> None:
     )
     assert grammar.resend(PEERS[0]) == "neighbor 10.99.0.1 flush adj-rib out"
     assert grammar.tear_down(PEERS[0]) == "neighbor 10.99.0.1 teardown 10"
+
+
+@pytest.mark.parametrize("internal", [True, False], ids=["iBGP", "eBGP"])
+def test_the_longest_command_fits_into_the_relay(internal: bool) -> None:
+    """Everything as long as the configuration allows it."""
+    most, ours = 2**32 - 1, 2**32 - 2
+    longest = ip_address(":".join(["ffff"] * 8))
+    large = tuple((most, most, most - number) for number in range(bgp_scalars.MOST_COMMUNITIES))
+    told = RouteAttributes(most, most, 16, (), large)
+    neighbor = replace(EBGP, as_number=ours if internal else most, local_as=ours, attributes=told)
+    words = grammar.said(replace(session(neighbor), next_hops=(longest,)), 6, graceful=True)
+    assert words is not None
+    peers = [longest] * MOST_NEIGHBORS
+    for spell in (grammar.announce, grammar.withdraw):
+        assert len(spell(peers, longest, words)) <= relay.MAX_COMMAND
+    ((command, count),) = grammar.announce_all(peers, [longest], words)
+    assert (len(command) <= relay.MAX_COMMAND, count) == (True, 1)
+
+
+def test_many_vips_take_few_commands() -> None:
+    vips = [IPv4Address("192.0.2.0") + number for number in range(500)]
+    commands = list(grammar.announce_all(PEERS, vips, "next-hop 10.99.0.2"))
+    assert commands[0][0].startswith(
+        "neighbor 10.99.0.1 , neighbor fd99::1 announce attributes next-hop 10.99.0.2 nlri"
+        " 192.0.2.0/32 192.0.2.1/32 "
+    )
+    lengths = [len(command) for command, _ in commands]
+    assert max(lengths) <= relay.MAX_COMMAND < min(lengths[:-1]) + len(" 192.0.2.100/32")
+    assert [count for _, count in commands] == [command.count("/32") for command, _ in commands]
+    assert " ".join(command.partition(" nlri ")[2] for command, _ in commands) == " ".join(
+        f"{vip}/32" for vip in vips
+    )
+    assert list(grammar.announce_all(PEERS, [], "next-hop 10.99.0.2")) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The relay as a real process, between a director's socket and pipes on which the test plays ExaBGP.
 
-Its parent, which it ends in the end, is a shell of its own.
+Its parent, which it ends in the end, is a shell of its own, which starts another relay when one is killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ import pytest
 from vc5py.rhi import relay as relay_module
 
 TIMEOUT_S = 60.0
+LATE_S = 5.0  # on a busy machine
 EVENT = '{ "exabgp": "5.0.0", "type": "state", "neighbor": { "state": "up" } }'
+
+
+def until(test: Callable[[], object]) -> None:
+    """Polls: what happens in another process sends no event here."""
+    end = time.monotonic() + TIMEOUT_S
+    while not test():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class Exabgp:
@@ -37,7 +46,7 @@ class Exabgp:
         )
         command = [sys.executable, "-I", "-S", "-c", program, str(path), "--hold", str(hold_s)]
         self.process = subprocess.Popen(
-            ["sh", "-c", '"$@"; exit 7', "sh", *command],
+            ["sh", "-c", 'while "$@"; [ $? = 137 ]; do :; done; exit 7', "sh", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -71,6 +80,21 @@ class Exabgp:
     def synchronises(self) -> None:
         assert (self.reads(), self.reads()) == ("reset", "version")
         self.says("exabgp 5.0.15", "done")
+
+    def relay(self) -> int:
+        pid = self.process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+    def left_behind(self) -> Path:
+        return self.path.with_suffix(relay_module.MEMORY_SUFFIX)
+
+    def kills_the_relay(self) -> None:
+        """Returns when another one listens."""
+        before = self.path.stat().st_ino
+        os.kill(self.relay(), signal.SIGKILL)
+        until(lambda: self.path.stat().st_ino != before)
+        self.synchronises()
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -146,7 +170,7 @@ def test_it_introduces_itself_on_a_private_socket(start: StartExabgp, connect: C
     exabgp = start()
     assert connect(exabgp).reads() == {"relay": relay_module.PROTOCOL, "exabgp": exabgp.process.pid}
     assert stat.S_IMODE(exabgp.path.stat().st_mode) == 0o600
-    assert [path.name for path in exabgp.path.parent.iterdir()] == ["relay.sock"]
+    assert sorted(path.name for path in exabgp.path.parent.iterdir()) == ["relay.alone", "relay.sock"]
 
 
 def test_commands_go_one_at_a_time(start: StartExabgp, connect: Connect) -> None:
@@ -270,6 +294,106 @@ def test_a_new_director_within_the_hold_stops_the_clock(start: StartExabgp, conn
     assert not exabgp.sends_within(4.5), "withdrawn under a living director"
     adopting.asks("mine")
     assert exabgp.reads() == "mine"
+
+
+def test_the_hold_goes_on_when_the_relay_is_killed(start: StartExabgp, connect: Connect) -> None:
+    hold_s = 2.5
+    exabgp = start(hold_s)
+    exabgp.synchronises()
+    director = connect(exabgp)
+    director.reads()
+    closed_at = time.monotonic()
+    director.close()
+    until(lambda: json.loads(exabgp.left_behind().read_text())["since"])
+    for _ in range(2):
+        exabgp.kills_the_relay()
+    assert exabgp.reads() == "clear adj-rib out"
+    assert hold_s <= time.monotonic() - closed_at < hold_s + LATE_S
+    exabgp.kills_the_relay()
+    assert exabgp.reads() == "clear adj-rib out"
+
+
+def test_a_living_director_has_time_to_connect_again(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(hold_s=0)
+    exabgp.synchronises()
+    connect(exabgp).reads()
+    for _ in range(2):
+        exabgp.kills_the_relay()
+        assert not exabgp.sends_within(0.1)
+    director = connect(exabgp)
+    director.reads()
+    director.asks("mine")
+    assert exabgp.reads() == "mine"
+    exabgp.says("done")
+    director.close()
+    assert exabgp.reads() == "clear adj-rib out"
+
+
+CALLER = (
+    "import socket, sys; one = socket.socket(socket.AF_UNIX); one.connect(sys.argv[1]); one.recv(99);"
+    "print(flush=True); sys.stdin.read()"
+)
+
+
+@pytest.mark.parametrize("order", ["before the next relay", "after it"])
+def test_a_director_that_dies_with_the_relay_has_not(start: StartExabgp, order: str) -> None:
+    exabgp = start(hold_s=0.5)
+    exabgp.synchronises()
+    command = [sys.executable, "-I", "-S", "-c", CALLER, str(exabgp.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as director:
+        assert director.stdout is not None
+        director.stdout.readline()
+        if order == "after it":
+            exabgp.kills_the_relay()
+            director.kill()
+        else:
+            exabgp.process.send_signal(signal.SIGSTOP)
+            os.kill(exabgp.relay(), signal.SIGKILL)
+            director.kill()
+            director.wait()
+            exabgp.process.send_signal(signal.SIGCONT)
+            exabgp.synchronises()
+        killed_at = time.monotonic()
+    assert exabgp.reads() == "clear adj-rib out"
+    assert time.monotonic() - killed_at < 0.5 + LATE_S
+
+
+def forget(told: dict[str, Any]) -> str:
+    """As of another boot, or of an ExaBGP that had the same number."""
+    boot, pid, started = told["exabgp"].split()
+    return json.dumps({**told, "exabgp": f"{boot[::-1]} {pid} {started}", "since": 0.0})
+
+
+def reuse(told: dict[str, Any]) -> str:
+    boot, pid, started = told["exabgp"].split()
+    return json.dumps({**told, "exabgp": f"{boot} {pid} {int(started) - 1}", "since": 0.0})
+
+
+@pytest.mark.parametrize("spoil", [forget, reuse, lambda _: "nonsense", lambda _: '{"exabgp": []}'])
+def test_what_another_exabgps_relay_left_behind_counts_for_nothing(
+    start: StartExabgp, spoil: Callable[[dict[str, Any]], str]
+) -> None:
+    exabgp = start(hold_s=0)
+    exabgp.synchronises()
+    left = exabgp.left_behind()
+    told = json.loads(left.read_text())
+    left.write_text(spoil(told))
+    exabgp.kills_the_relay()
+    assert not exabgp.sends_within(0.2)
+    left.write_text(json.dumps({**told, "since": 0.0}))
+    exabgp.kills_the_relay()
+    assert exabgp.reads() == "clear adj-rib out"
+
+
+@pytest.mark.parametrize("since", [1e12, float("inf"), float("nan")])
+def test_nobody_waits_longer_than_for_a_first_director(start: StartExabgp, since: float) -> None:
+    exabgp = start(FIRST_DIRECTOR_S=0.5)
+    exabgp.synchronises()
+    exabgp.path.with_suffix(relay_module.HOLD_SUFFIX).write_text("0\n")
+    left = exabgp.left_behind()
+    left.write_text(json.dumps({**json.loads(left.read_text()), "since": since}))
+    exabgp.kills_the_relay()
+    assert exabgp.reads() == "clear adj-rib out"
 
 
 def test_one_that_comes_too_late_takes_nobodys_place(tmp_path: Path) -> None:

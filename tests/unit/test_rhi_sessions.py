@@ -11,7 +11,7 @@ import pytest
 from vc5py.credentials import MAX_PASSWORD
 from vc5py.errors import RhiError
 from vc5py.model import Neighbor, PrefixRule, RhiConfig, Secret
-from vc5py.rhi.sessions import Machine, passwords, resolve
+from vc5py.rhi.sessions import Machine, Session, passwords, resolve
 
 OURS, OURS6 = IPv4Address("192.0.2.9"), IPv6Address("2001:db8::9")
 MACHINE = Machine(OURS, OURS, (OURS6,))
@@ -21,24 +21,24 @@ ROUTER6 = replace(ROUTER, address=IPv6Address("::1"))
 
 def test_addresses_are_the_neighbors_own_or_the_machines() -> None:
     config = RhiConfig(65001, (ROUTER, replace(ROUTER, source=IPv4Address("192.0.2.8"))))
-    first, second = resolve(config, MACHINE, {})
+    first, second = resolve(config, MACHINE, {}).sessions
     assert (first.local_address, first.next_hops, first.families) == (OURS, (OURS, OURS6), (4, 6))
     assert (second.local_address, second.next_hop(4)) == (IPv4Address("192.0.2.8"), OURS)
 
 
 def test_ipv6_session_comes_from_where_the_kernel_says() -> None:
-    (session,) = resolve(RhiConfig(65001, (ROUTER6,)), Machine(OURS, OURS), {})
+    (session,) = resolve(RhiConfig(65001, (ROUTER6,)), Machine(OURS, OURS), {}).sessions
     assert (session.local_address, session.next_hop(6)) == (IPv6Address("::1"), IPv6Address("::1"))
-    (session,) = resolve(RhiConfig(65001, (replace(ROUTER6, source=OURS),)), Machine(OURS, OURS), {})
+    (session,) = resolve(RhiConfig(65001, (replace(ROUTER6, source=OURS),)), Machine(OURS, OURS), {}).sessions
     assert session.local_address == IPv6Address("::1"), "a source of the other version isn't for it"
 
 
 def test_next_hops_of_a_neighbor_go_first_and_families_bound_what_is_announced() -> None:
     hop = IPv6Address("2001:db8::7")
     neighbor = replace(ROUTER, next_hop6=hop, families=frozenset({6}))
-    (session,) = resolve(RhiConfig(65001, (neighbor,)), MACHINE, {})
+    (session,) = resolve(RhiConfig(65001, (neighbor,)), MACHINE, {}).sessions
     assert (session.next_hop(6), session.next_hop(4), session.families) == (hop, OURS, (6,))
-    (session,) = resolve(RhiConfig(65001, (ROUTER,)), Machine(OURS, OURS), {})
+    (session,) = resolve(RhiConfig(65001, (ROUTER,)), Machine(OURS, OURS), {}).sessions
     assert (session.next_hop(6), session.families) == (None, (4,))
 
 
@@ -69,6 +69,56 @@ def test_families_of_a_neighbor_are_a_filter_too() -> None:
     assert not replace(ROUTER, families=frozenset({6})).admits(IPv4Address("192.0.2.77"))
 
 
+# Addresses that are missing
+
+NOWHERE = replace(ROUTER, address=IPv4Address("255.255.255.255"))  # a host's own address reaches it nowhere
+OURS_IS_6 = Machine(OURS, OURS6)
+LOOPBACK, ABSENT = IPv4Address("127.0.0.1"), IPv4Address("192.0.2.77")
+
+
+def test_a_neighbor_without_an_address_of_ours_is_left_out_alone() -> None:
+    resolved = resolve(RhiConfig(65001, (ROUTER6, NOWHERE)), OURS_IS_6, {})
+    assert [session.neighbor for session in resolved.sessions] == [ROUTER6]
+    assert list(resolved.missing) == [NOWHERE.address]
+    assert "no local address to reach the BGP peer 255.255.255.255" in resolved.missing[NOWHERE.address]
+
+
+def test_one_that_is_to_connect_to_an_address_that_is_not_ours_is_left_out_alone() -> None:
+    """ExaBGP would not start."""
+    away = replace(ROUTER, passive=True, source=ABSENT)
+    here = replace(away, address=IPv4Address("192.0.2.2"), source=LOOPBACK)
+    resolved = resolve(RhiConfig(65001, (away, here)), MACHINE, {})
+    assert [session.neighbor for session in resolved.sessions] == [here]
+    assert "can't wait for the neighbor on 192.0.2.77: " in resolved.missing[away.address]
+    active = replace(away, passive=False)
+    assert resolve(RhiConfig(65001, (active,)), MACHINE, {}).missing == {}, "ExaBGP itself tries again"
+
+
+@pytest.mark.parametrize("local", [LOOPBACK, ABSENT], ids=["still ours", "gone with its link"])
+def test_a_session_that_was_there_stays_while_its_route_is_away(local: IPv4Address) -> None:
+    before = Session(NOWHERE, local, (local,), b"old")
+    kept = resolve(RhiConfig(65001, (NOWHERE,)), OURS_IS_6, {}, [before])
+    assert kept.missing == {}
+    assert [session.local_address for session in kept.sessions] == [local]
+    other = replace(NOWHERE, hold_time_s=9)
+    assert list(resolve(RhiConfig(65001, (other,)), OURS_IS_6, {}, [before]).missing) == [NOWHERE.address]
+
+
+def test_a_session_that_was_there_has_the_password_of_now() -> None:
+    secret = Secret(variable="KEY")
+    neighbor = replace(ROUTER, password=secret)
+    before = Session(neighbor, LOOPBACK, (LOOPBACK,), b"old")
+    (session,) = resolve(RhiConfig(65001, (neighbor,)), MACHINE, {secret: b"new"}, [before]).sessions
+    assert (session.local_address, session.password) == (LOOPBACK, b"new")
+
+
+def test_one_that_waits_on_an_address_that_has_gone_is_left_out() -> None:
+    neighbor = replace(ROUTER, passive=True, source=ABSENT)
+    before = Session(neighbor, ABSENT, (ABSENT,))
+    resolved = resolve(RhiConfig(65001, (neighbor,)), MACHINE, {}, [before])
+    assert (resolved.sessions, list(resolved.missing)) == ((), [ROUTER.address])
+
+
 # Passwords
 
 
@@ -84,7 +134,7 @@ def test_password_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: py
     assert passwords(config(secret)) == {secret: b"se cret\xff"}
     monkeypatch.setenv("KEY", "other")
     assert passwords(config(Secret(variable="KEY"))) == {Secret(variable="KEY"): b"other"}
-    (session,) = resolve(config(secret), MACHINE, passwords(config(secret)))
+    (session,) = resolve(config(secret), MACHINE, passwords(config(secret))).sessions
     assert session.password == b"se cret\xff"
     assert "se cret" not in repr(session)
 

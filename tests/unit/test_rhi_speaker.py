@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from ipaddress import IPv4Address, ip_address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
 
-from vc5py import claim
+from tests.unit import bgp_rig
+from tests.unit.checks_rig import in_new_network, ip
+from vc5py import app, claim, offspring
+from vc5py.config.bgp_scalars import MOST_COMMUNITIES
 from vc5py.errors import RhiError
-from vc5py.model import Neighbor, RhiConfig
-from vc5py.rhi import child, grammar, signatures
+from vc5py.model import Neighbor, RhiConfig, RouteAttributes
+from vc5py.rhi import child, grammar, link, signatures
+from vc5py.rhi import speaker as speaking
 from vc5py.rhi.child import StateFiles
 from vc5py.rhi.link import Link, RelayBusyError
 from vc5py.rhi.sessions import source_address
@@ -233,3 +241,197 @@ async def test_a_shutdown_while_exabgp_starts_leaves_none(tmp_path: Path) -> Non
         await run_for(one, turns(count))
         await one.shutdown()
         assert exabgps(tmp_path) == [], count
+
+
+# With routers
+
+
+ROUTERS = IPv4Address("127.0.0.2"), IPv4Address("127.0.0.3")
+AWAY = IPv6Address("2001:db8::1")
+ABSENT = IPv4Address("192.0.2.77")
+
+
+def neighbor(address: IPv4Address | IPv6Address) -> Neighbor:
+    return Neighbor(address, bgp_rig.AS_NUMBER, bgp_rig.AS_NUMBER, port=bgp_rig.PORT)
+
+
+def bgp(*neighbors: Neighbor) -> RhiConfig:
+    return RhiConfig(bgp_rig.AS_NUMBER, neighbors, graceful_s=0.0)
+
+
+def test_a_neighbor_without_an_address_of_ours_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a first start, at an adoption, at a reload; it's tried again until its route is there."""
+    monkeypatch.setattr(speaking, "LOOK_S", 0.1)
+    waiting = replace(neighbor(ABSENT), passive=True, listen=1791, source=ABSENT)
+    config = bgp(neighbor(ROUTERS[0]), neighbor(AWAY), waiting)
+    more = bgp(*config.neighbors, neighbor(ROUTERS[1]))
+
+    def begun(config: RhiConfig) -> tuple[Speaker, asyncio.Task[None]]:
+        one = Speaker(config, Machine(LOCAL, LOCAL), tmp_path)
+        one.set_routes(frozenset({VIP}))
+        return one, asyncio.create_task(one.run())
+
+    def why(one: Speaker, address: IPv4Address | IPv6Address) -> str:
+        (found,) = (standing.why for peer, standing in one.standings().items() if peer.address == address)
+        return found
+
+    async def play() -> None:
+        ip("addr add 2001:db8::9/128 dev lo nodad")
+        async with (
+            bgp_rig.router(str(ROUTERS[0])) as near,
+            bgp_rig.router(str(ROUTERS[1])) as other,
+            bgp_rig.router("::") as away,
+        ):
+            one, task = begun(config)
+            await until(lambda: near.routes == {VIP} and one.announced() == {VIP})
+            exabgp = exabgps(tmp_path)
+            task.cancel()
+            await asyncio.wait({task})
+
+            two, task = begun(config)
+            await until(lambda: two.announced() == {VIP})
+            assert "no local address to reach the BGP peer 2001:db8::1" in why(two, AWAY)
+            assert re.fullmatch("can't wait for the neighbor on 192.0.2.77: [A-Z][a-z ]+", why(two, ABSENT))
+            assert two.sessions()[AWAY] is two.sessions()[ABSENT] is SessionState.DOWN
+
+            two.reconfigure(more)
+            await until(lambda: other.routes == {VIP})
+            assert away.sessions == 0
+
+            ip(f"-6 route add local {AWAY} dev lo src 2001:db8::9")
+            await until(lambda: away.routes == {VIP} and not why(two, AWAY))
+            ip(f"addr add {ABSENT}/32 dev lo")
+            await until(lambda: why(two, ABSENT) == signatures.WAITING)
+
+            ip(f"-6 route del local {AWAY} dev lo")
+            two.reconfigure(config)
+            await until(lambda: other.ended == 1)
+            assert (near.sessions, near.ended, away.sessions, away.ended) == (1, 0, 1, 0)
+            assert two.sessions()[AWAY] is SessionState.ESTABLISHED, "its link may be down for a moment"
+            assert exabgps(tmp_path) == exabgp
+            task.cancel()
+            await asyncio.wait({task})
+            await two.shutdown()
+
+    in_new_network(play)
+
+
+def test_where_every_neighbor_lacks_an_address_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(speaking, "LOOK_S", 0.1)
+
+    async def play() -> None:
+        ip("addr add 2001:db8::9/128 dev lo nodad")
+        async with bgp_rig.router("::") as away:
+            one = Speaker(bgp(neighbor(AWAY)), Machine(LOCAL, LOCAL), tmp_path)
+            one.set_routes(frozenset({VIP}))
+            await run_for(one, lambda: until(lambda: len(exabgps(tmp_path)) == 1))
+            await one.shutdown()
+            assert exabgps(tmp_path) == []
+            task = asyncio.create_task(one.run())
+            await until(lambda: one.keeps_routes() and "no local address" in str(one.standings()))
+            ip(f"-6 route add local {AWAY} dev lo src 2001:db8::9")
+            await until(lambda: away.routes == {VIP})
+            task.cancel()
+            await asyncio.wait({task})
+            await one.shutdown()
+
+    in_new_network(play)
+    assert "not confirmed" not in caplog.text
+
+
+def test_all_routes_are_marked_and_time_is_given_before_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is one of the routes: none is left without."""
+    monkeypatch.setattr(speaking, "FLUSH_S", 0.0)
+    monkeypatch.setattr(speaking, "ROUTE_S", 0.1)
+    graceful_s, vips = 0.5, frozenset(VIP + number for number in range(150))
+    config = replace(bgp(*map(neighbor, ROUTERS)), graceful_s=graceful_s)
+
+    async def play() -> None:
+        async with bgp_rig.router(str(ROUTERS[0])) as first, bgp_rig.router(str(ROUTERS[1])) as second:
+            one = Speaker(config, Machine(LOCAL, LOCAL), tmp_path)
+            one.set_routes(vips)
+            await run_for(one, lambda: until(lambda: set(vips) == first.routes == second.routes))
+            await one.shutdown()
+            await until(lambda: first.ended == second.ended == 1)
+        for router in (first, second):
+            assert (router.marked, router.routes) == (set(vips), set())
+            assert router.first_withdrawal_at - router.last_mark_at > 0.8 * graceful_s
+
+    in_new_network(play)
+
+
+def test_time_is_given_for_what_was_marked_until_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An ExaBGP that stands still amid the marking, and goes on after the limit."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(speaking, "FLUSH_S", 1.5)
+    monkeypatch.setattr(speaking, "ROUTE_S", 0.0)
+    monkeypatch.setattr(grammar, "MAX_COMMAND", 200)  # so that there are many
+    vips = frozenset(VIP + number for number in range(150))
+    config = replace(bgp(neighbor(ROUTERS[0])), graceful_s=0.5)
+
+    async def play() -> None:
+        async with bgp_rig.router(str(ROUTERS[0])) as router:
+            one = Speaker(config, Machine(LOCAL, LOCAL), tmp_path)
+            one.set_routes(vips)
+            await run_for(one, lambda: until(lambda: router.routes == vips))
+            (exabgp,) = exabgps(tmp_path)
+            leave = asyncio.create_task(one.shutdown())
+            await until(lambda: router.marked)
+            os.kill(exabgp, signal.SIGSTOP)
+            await until(lambda: "cut short limit_s=1.5" in caplog.text)
+            cut_at = time.monotonic()
+            os.kill(exabgp, signal.SIGCONT)
+            await leave
+            await until(lambda: router.ended == 1)
+        assert router.first_withdrawal_at - cut_at > 0.4
+
+    in_new_network(play)
+    marked, of = map(int, re.findall(r"announced routes=(\d+) of=(\d+) ", caplog.text)[0])
+    assert marked < of == len(vips)
+
+
+async def test_a_withdrawal_that_takes_too_long_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = speaker(tmp_path)
+    one.set_routes(frozenset({VIP}))
+    await run_for(one, lambda: until(one.announced))
+    monkeypatch.setattr(speaking, "patience_s", lambda _: 0.0)
+    await one.shutdown()
+    assert "rhi withdrawal not confirmed reason=timeout" in caplog.text
+    assert exabgps(tmp_path) == []
+
+
+def test_many_neighbors_and_communities_are_told(tmp_path: Path) -> None:
+    """More than fits into one command."""
+    large = tuple((2**32 - 1, 2**32 - 1, 2**32 - 1 - number) for number in range(MOST_COMMUNITIES))
+    told = RouteAttributes(large_communities=large)
+    peers = [
+        replace(neighbor(IPv4Address("127.0.1.0") + number), passive=True, attributes=told)
+        for number in range(100)
+    ]
+
+    async def play() -> None:
+        one = Speaker(bgp(*peers), Machine(LOCAL, LOCAL), tmp_path)
+        one.set_routes(frozenset({VIP}))
+        await run_for(one, lambda: until(lambda: one.announced() == {VIP}))
+        await one.shutdown()
+
+    in_new_network(play)
+
+
+def test_the_service_waits_for_the_leave_of_ten_thousand_routes() -> None:
+    unit = (Path(__file__).resolve().parents[2] / "deploy" / "vc5py.service").read_text()
+    (limit_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    ask_s = 2 * link.ANSWER_S
+    end_s = 2 * offspring.STOP_S  # of ExaBGP, and of BFD
+    told_s = 2 * speaking.patience_s(10_000) + RhiConfig(1, ()).graceful_s
+    assert ask_s + told_s + 2 * end_s + app.DRAIN_S < int(limit_s)

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vc5py.core.rib import UNKNOWN, Route, RouteAction, RouteChange, complete, diff
+from vc5py.core.rib import MOST_NEIGHBORS, UNKNOWN, Route, RouteAction, RouteChange, alike, complete, diff
 from vc5py.model import IPAddress
 
 ONE, TWO = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
@@ -52,6 +52,42 @@ def test_neighbors_that_are_told_the_same_share_a_change() -> None:
         RouteChange(RouteAction.ANNOUNCE, vip, (ONE, TWO), "x"),
         RouteChange(RouteAction.ANNOUNCE, vip, (ip_address("fd00::1"),), "y"),
     )
+
+
+def test_no_change_is_for_more_neighbors_than_fit_into_a_command() -> None:
+    vip = ip_address("192.0.2.1")
+    peers = [IPv4Address(f"10.0.1.{number}") for number in range(2 * MOST_NEIGHBORS + 1)]
+    wanted: dict[Route, str] = {(peer, vip): "x" for peer in reversed(peers)}
+    nothing: dict[Route, str] = {}
+    for told, there in ((nothing, wanted), (wanted, nothing)):
+        changes = diff(told, there)
+        assert [len(change.neighbors) for change in changes] == [MOST_NEIGHBORS, MOST_NEIGHBORS, 1]
+        assert [peer for change in changes for peer in change.neighbors] == peers
+        assert applied(told, changes) == there
+    assert [len(neighbors) for neighbors, _, _ in alike(wanted)] == [MOST_NEIGHBORS, MOST_NEIGHBORS, 1]
+
+
+def test_what_is_alike_is_together_and_ordered() -> None:
+    first, second, third = map(ip_address, ("192.0.2.9", "192.0.2.10", "192.0.2.11"))
+    wanted: dict[Route, str] = {
+        (TWO, second): "x",
+        (ONE, second): "x",
+        (ONE, third): "y",
+        (TWO, first): "x",
+        (ONE, first): "x",
+    }
+    assert list(alike(wanted)) == [((ONE, TWO), (first, second), "x"), ((ONE,), (third,), "y")]
+
+
+@given(TABLES)
+def test_nothing_is_lost_where_what_is_alike_is_together(wanted: dict[Route, str]) -> None:
+    listed = [
+        ((neighbor, vip), said)
+        for neighbors, vips, said in alike(wanted)
+        for neighbor in neighbors
+        for vip in vips
+    ]
+    assert (dict(listed), len(listed)) == (wanted, len(wanted))
 
 
 def test_what_is_said_otherwise_or_of_which_nothing_is_known_is_announced_again() -> None:

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from vc5py.config.bgp_scalars import (
+    MOST_COMMUNITIES,
     Attribute32,
-    Community,
+    Communities,
     FamilyName,
     HoldTime,
     Hops,
@@ -23,6 +24,7 @@ from vc5py.config.bgp_scalars import (
     NextHop4,
     NextHop6,
     Prepend,
+    RestartTime,
     Rule,
     SecretFile,
     Variable,
@@ -72,6 +74,11 @@ class _Settings(Mapping):
     hold_time: Optionally[HoldTime] = Field(
         None, description=f"BGP's hold time in seconds. Default: {_NEIGHBOR.hold_time_s}."
     )
+    graceful_restart: Optionally[RestartTime] = Field(
+        None,
+        description="Seconds for which the neighbor is asked to keep our routes when ExaBGP dies, until"
+        " another has taken over (RFC 4724); at most `hold`. Default: 0, not at all.",
+    )
     source: Optionally[HostAddress] = Field(
         None, description="Our address of the session. Default: our own, or the kernel's choice for IPv6."
     )
@@ -107,8 +114,10 @@ class _Settings(Mapping):
     local_preference: Optionally[Attribute32] = Field(
         None, description="Local preference (iBGP). Default: 100."
     )
-    communities: Optionally[OneOrMore[Community]] = Field(
-        None, description="Communities, large ones, or names of well-known ones. Default: none."
+    communities: Optionally[Communities] = Field(
+        None,
+        description="Communities, large ones, or names of well-known ones;"
+        f" at most {MOST_COMMUNITIES}. Default: none.",
     )
     prepend: Optionally[Prepend] = Field(
         None, description="How many times more our AS number is in the path (eBGP). Default: 0."
@@ -220,6 +229,7 @@ def _neighbor(address: IPAddress, spec: RhiSpec, levels: tuple[_Settings, ...]) 
         as_number=_lowest("peer_as", levels, spec.as_number),
         local_as=_lowest("local_as", levels, spec.as_number),
         hold_time_s=_lowest("hold_time", levels, _NEIGHBOR.hold_time_s),
+        restart_time_s=_lowest("graceful_restart", levels, _NEIGHBOR.restart_time_s),
         port=_lowest("port", levels, _NEIGHBOR.port),
         passive=_lowest("passive", levels, _NEIGHBOR.passive),
         listen=_lowest("listen", levels, _NEIGHBOR.listen),
@@ -280,8 +290,10 @@ def check(view: View) -> None:
         levels += [group, *_mappings(view, (*group, "neighbors"))]
         members += _addresses(view, (*group, "neighbors"))
     view.once(members, parsed_address)
+    hold = rhi.get("hold", _RHI.hold_s)
     for level in levels:
         _level(view, level)
+        _restart_time(view, (*level, "graceful_restart"), hold)
 
 
 def _mappings(view: View, path: Path) -> list[Path]:
@@ -294,6 +306,13 @@ def _addresses(view: View, path: Path) -> Iterator[Place]:
         address = view.node(inner)
         if isinstance(address, str):
             yield Place(inner, address)
+
+
+def _restart_time(view: View, path: Path, hold: Any) -> None:
+    """Routes without an owner are there for `hold` at most, whoever has died."""
+    seconds = view.node(path)
+    if isinstance(seconds, int) and isinstance(hold, int | float) and seconds > hold:
+        view.add(path, f"found {seconds}, expected no more than `hold`, which is {hold:g}")
 
 
 def _level(view: View, level: Path) -> None:

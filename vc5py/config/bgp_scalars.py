@@ -10,13 +10,14 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from vc5py.config.scalars import ForwardedAddress, expected, expects, one_of
 from vc5py.config.view import parsed_address
 from vc5py.model import IPAddress, PrefixRule, VipPolicy
 
 HoldTime = Annotated[int, Field(ge=3, le=65535), expects("whole seconds from 3 to 65535")]
+RestartTime = Annotated[int, Field(ge=0, le=4095), expects("whole seconds from 0 to 4095")]
 Hops = Annotated[int, Field(ge=1, le=254), expects("a number of hops from 1 to 254")]
 Attribute32 = Annotated[int, Field(ge=0, le=2**32 - 1), expects("a number from 0 to 4294967295")]
 Prepend = Annotated[int, Field(ge=0, le=16), expects("a number from 0 to 16")]
@@ -91,6 +92,27 @@ Community = Annotated[
     WithJsonSchema(
         {"anyOf": [{"type": "string", "pattern": f"^{_NUMBERS.pattern}$"}, {"enum": [*_COMMUNITIES]}]}
     ),
+]
+
+# So that what is said of a route fits into one command, and into one UPDATE message.
+MOST_COMMUNITIES = 64
+
+
+def _bounded(value: list[Any]) -> list[Any]:
+    if len(value) > MOST_COMMUNITIES:
+        raise expected(f"at most {MOST_COMMUNITIES} communities, not {len(value)}")
+    return value
+
+
+Communities = Annotated[
+    Annotated[Community, Tag("<one>")]
+    | Annotated[
+        list[Community],
+        Field(min_length=1, json_schema_extra={"maxItems": MOST_COMMUNITIES}),
+        AfterValidator(_bounded),
+        Tag("<many>"),
+    ],
+    Discriminator(lambda value: "<many>" if isinstance(value, list) else "<one>"),
 ]
 
 # Filters.

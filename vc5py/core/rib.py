@@ -4,7 +4,7 @@ Must not know: BGP, ExaBGP, sockets, time. A route is a host route to a VIP told
 of it besides (its next hop, attributes) is a text that is compared and never looked into.
 
 Invariants: applying the changes of `diff` in order to `told` gives exactly `wanted`, and the `diff` of equal
-tables is empty (so reconciling again and again is free).
+tables is empty (so reconciling again and again is free). No change is for more than MOST_NEIGHBORS.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Route = tuple[IPAddress, IPAddress]
 """A neighbor and a VIP."""
 UNKNOWN = ""
 """In place of what is said of a route that somebody else has announced."""
+MOST_NEIGHBORS = 30
+"""So that a change, in whatever words, has a bounded length."""
 
 
 class RouteAction(StrEnum):
@@ -28,7 +30,7 @@ class RouteAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RouteChange:
-    """One thing to say of one VIP to some neighbors, who are in order."""
+    """One thing to say of one VIP to some neighbors, who are in order; at most MOST_NEIGHBORS."""
 
     action: RouteAction
     vip: IPAddress
@@ -49,6 +51,17 @@ def diff(told: Mapping[Route, str], wanted: Mapping[Route, str]) -> tuple[RouteC
     return (*_changes(RouteAction.WITHDRAW, withdrawn), *_changes(RouteAction.ANNOUNCE, missing))
 
 
+def alike(
+    wanted: Mapping[Route, str],
+) -> Iterable[tuple[tuple[IPAddress, ...], tuple[IPAddress, ...], str]]:
+    """`wanted` as (neighbors, VIPs, what is said of each of these to those), in the order of `diff`."""
+    together: dict[tuple[tuple[IPAddress, ...], str], list[IPAddress]] = {}
+    for change in _changes(RouteAction.ANNOUNCE, wanted):
+        together.setdefault((change.neighbors, change.said), []).append(change.vip)
+    for (neighbors, said), vips in together.items():
+        yield neighbors, tuple(vips), said
+
+
 def complete(told: Mapping[Route, str], wanted: Iterable[Route]) -> frozenset[IPAddress]:
     """The VIPs that every neighbor has been told which is wanted to know of them."""
     there: set[IPAddress] = set()
@@ -63,7 +76,9 @@ def _changes(action: RouteAction, routes: Mapping[Route, str]) -> Iterable[Route
     for (neighbor, vip), said in routes.items():
         alike.setdefault((vip, said), []).append(neighbor)
     for (vip, said), neighbors in sorted(alike.items(), key=lambda item: (*_order(item[0][0]), item[0][1])):
-        yield RouteChange(action, vip, tuple(sorted(neighbors, key=_order)), said)
+        ordered = sorted(neighbors, key=_order)
+        for first in range(0, len(ordered), MOST_NEIGHBORS):
+            yield RouteChange(action, vip, tuple(ordered[first : first + MOST_NEIGHBORS]), said)
 
 
 def _order(address: IPAddress) -> tuple[int, int]:

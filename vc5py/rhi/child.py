@@ -16,7 +16,7 @@ from pathlib import Path
 from vc5py import offspring
 from vc5py.errors import RhiError
 from vc5py.offspring import Offspring, Place
-from vc5py.rhi.relay import HOLD_SUFFIX
+from vc5py.rhi.relay import HOLD_SUFFIX, MEMORY_SUFFIX
 
 MAX_LOG = 1 << 20
 
@@ -39,6 +39,11 @@ class StateFiles:
     def hold(self) -> Path:
         """Where the relay looks for how long it is to keep the routes."""
         return self.socket.with_suffix(HOLD_SUFFIX)
+
+    @property
+    def memory(self) -> Path:
+        """The relay's own: since when it has been alone."""
+        return self.socket.with_suffix(MEMORY_SUFFIX)
 
     def place(self) -> Place:
         return Place(self.directory, "exabgp")
@@ -67,7 +72,8 @@ class StateFiles:
 
     def remove(self) -> None:
         """All that nobody needs without an ExaBGP."""
-        for path in (self.socket, self.configuration, self.hold):
+        unfinished = self.memory.with_name(f"{self.memory.name}.new")
+        for path in (self.socket, self.configuration, self.hold, self.memory, unfinished):
             path.unlink(missing_ok=True)
 
 

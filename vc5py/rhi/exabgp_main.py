@@ -11,14 +11,23 @@ for a good one, and says nothing of the others.
 A reload is carried out at once. ExaBGP 5.0 forgets one that comes while updates wait to be sent, as they do
 for ever while any neighbor is away. It waits for the sake of routes in its configuration; ours has none.
 
-Invariant: without the methods that are replaced it ends with an error, so a new ExaBGP can't slip by.
+A relay that somebody kills is replaced, however often: five in a minute would be ExaBGP's limit, and what it
+can't tell to one that has just died would be the end too. One that ends by itself so often still ends ExaBGP;
+the log's last line then says so.
+
+Invariants. Without the methods that are replaced it ends with an error, so a new ExaBGP can't slip by. No
+password is in anything that it logs.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 import select
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Container, Iterator
@@ -27,6 +36,11 @@ from typing import Any
 LONGEST_S = 5
 ATTEMPT_S = 5.0
 MAX_WHY = 200
+REAP_S = 0.5
+KILLED = (-signal.SIGKILL, -signal.SIGTERM)
+SECRET = "md5-password"
+# The line that is wrong is quoted with spaces between its letters.
+_SECRET_LINE = re.compile(r"\s*".join(map(re.escape, SECRET)) + ".*")
 NO_ANSWER = "no answer to TCP: unreachable, filtered, or it expects an MD5 password"
 NO_ANSWER_MD5 = "no answer to TCP: unreachable, filtered, or it has another MD5 password"
 
@@ -99,6 +113,66 @@ def why(message: str, error: str) -> str:
     return " ".join(": ".join(words).split())[:MAX_WHY]
 
 
+def respawning(handle: Callable[[Any, str], None], too_many: type[Exception]) -> Callable[[Any, str], None]:
+    """In place of `Processes._handle_problem`, which is `handle`: it starts a helper that died again, and
+    raises `too_many` where it did that too often.
+    """
+
+    def handling(processes: Any, name: str) -> None:
+        status = ended(processes._process.get(name))
+        if status in KILLED:
+            processes._respawning.pop(name, None)
+        try:
+            handle(processes, name)
+        except too_many:
+            last = f"ends again and again, with exit status {status}; the log may say why"
+            atexit.register(print, f"{name}: {last}", flush=True)
+            raise
+
+    return handling
+
+
+def ended(helper: subprocess.Popen[bytes] | None) -> int | None:
+    """How it has: an exit status, or a signal's number below zero. Its pipes are closed a moment before."""
+    try:
+        return helper.wait(REAP_S) if helper is not None else None
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def telling(write: Callable[..., bool], broken: type[Exception]) -> Callable[..., bool]:
+    """In place of `Processes.write`, which is `write`: a helper that has died is told nothing. ExaBGP finds
+    that out by itself.
+    """
+
+    def writing(processes: Any, name: str, *text: Any) -> bool:
+        before = list(processes._broken)
+        try:
+            return write(processes, name, *text)
+        except broken:
+            processes._broken[:] = before
+            return False
+
+    return writing
+
+
+def discreet(emit: Callable[..., None]) -> Callable[..., None]:
+    """In place of `log.logger`, which is `emit`. ExaBGP quotes its configuration in errors."""
+
+    def logger(logging_: Any, message: Any, source: str, level: str) -> None:
+        def said() -> str:
+            return without_passwords(message() if callable(message) else str(message))
+
+        emit(logging_, said, source, level)
+
+    return logger
+
+
+def without_passwords(text: str) -> str:
+    """What follows the keyword is left out, to the end of the line."""
+    return _SECRET_LINE.sub(f"{SECRET} (not shown)", text)
+
+
 def replace(owner: type, name: str, method: Callable[..., Any]) -> None:
     if not callable(getattr(owner, name, None)):
         raise SystemExit(f"this ExaBGP has no {owner.__name__}.{name}: install ExaBGP 5")
@@ -108,7 +182,8 @@ def replace(owner: type, name: str, method: Callable[..., Any]) -> None:
 def replace_all() -> None:
     """Everything that is changed."""
     from exabgp.bgp.fsm import FSM  # type: ignore[import-untyped]
-    from exabgp.reactor.api.processes import ProcessError  # type: ignore[import-untyped]
+    from exabgp.logger import log  # type: ignore[import-untyped]
+    from exabgp.reactor.api.processes import ProcessError, Processes  # type: ignore[import-untyped]
     from exabgp.reactor.delay import Delay  # type: ignore[import-untyped]
     from exabgp.reactor.loop import Reactor  # type: ignore[import-untyped]
     from exabgp.reactor.network.error import NotConnected  # type: ignore[import-untyped]
@@ -119,6 +194,9 @@ def replace_all() -> None:
     replace(Reactor, "_pending_adjribout", nothing_pending)
     replace(Outgoing, "_connect", Outgoing._connect)
     replace(Outgoing, "establish", attempting(NotConnected))
+    replace(Processes, "_handle_problem", respawning(Processes._handle_problem, ProcessError))
+    replace(Processes, "write", telling(Processes.write, ProcessError))
+    replace(log, "logger", discreet(log.logger))
     replace(Peer, "_close", explaining(Peer._close, (FSM.IDLE, FSM.ACTIVE), ProcessError))
 
 

@@ -1,13 +1,15 @@
 """The director's end of the connection to the relay: commands and their answers, and ExaBGP's events.
 
 Must not know: what commands mean, processes. The protocol is described in relay.py.
-Invariant: one command is under way at a time, and each gets its own answer or an RhiError.
+Invariant: each command gets its own answer or an RhiError. Answers come in the order of the commands, so one
+that was cancelled keeps its place: its late answer is nobody's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ class LinkLostError(RhiError):
 
 
 class NoAnswerError(RhiError):
-    """ExaBGP hangs. The connection can't be used any more: a late answer would be taken for another's."""
+    """ExaBGP hangs."""
 
 
 class RelayBusyError(RhiError):
@@ -51,7 +53,7 @@ class Link:
         self._reader = reader
         self._writer = writer
         self._on_event = on_event
-        self._answer: asyncio.Future[Mapping[str, Any]] | None = None
+        self._due: deque[asyncio.Future[Mapping[str, Any]]] = deque()
         self._lock = asyncio.Lock()
         self._listener = asyncio.create_task(self._listen(), name="rhi-link")
 
@@ -80,15 +82,14 @@ class Link:
         async with self._lock:
             if self._listener.done():
                 raise LinkLostError("the relay has gone")
-            self._answer = asyncio.get_running_loop().create_future()
+            due: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+            self._due.append(due)
             self._writer.write(json.dumps({"command": text}).encode() + b"\n")
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    answer = await self._answer
+                    answer = await due
             except TimeoutError as error:
                 raise NoAnswerError(f"ExaBGP doesn't answer within {ANSWER_S:g} s: {text}") from error
-            finally:
-                self._answer = None
         if answer["answer"] != "done":
             raise CommandRefusedError(f"ExaBGP refuses: {text}")
         return [str(line) for line in answer["lines"]]
@@ -114,11 +115,12 @@ class Link:
         except (OSError, ValueError) as error:
             raise LinkLostError(f"the relay broke off: {error}") from error
         finally:
-            if self._answer is not None and not self._answer.done():
-                self._answer.set_exception(LinkLostError("the relay has gone"))
+            for due in self._due:
+                if not due.done():
+                    due.set_exception(LinkLostError("the relay has gone"))
 
     def _message(self, message: Mapping[str, Any]) -> None:
         if "event" in message:
             self._on_event(message["event"])
-        elif self._answer is not None and not self._answer.done():
-            self._answer.set_result(message)
+        elif self._due and not (due := self._due.popleft()).done():
+            due.set_result(message)

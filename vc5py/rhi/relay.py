@@ -11,8 +11,8 @@ stream socket for one director at a time and must not know what routes mean: it 
 
 Invariants. Commands go to ExaBGP one at a time, each after the answer to the one before. Never a route
 without an owner: once there has been no director for `hold` seconds, everything is withdrawn and ExaBGP
-ended, by force if need be. When ExaBGP goes, the relay goes. The socket file is replaced, never removed:
-it may be that of a successor.
+ended, by force if need be. That time goes on when the relay is killed and ExaBGP starts another (`Memory`).
+When ExaBGP goes, the relay goes. The socket file is replaced, never removed: it may be that of a successor.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ import select
 import selectors
 import signal
 import socket
+import struct
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1
 # Beside the socket: a file with the seconds to hold the routes, which a director may rewrite at any time.
 HOLD_SUFFIX = ".hold"
-# A fresh ExaBGP has no director yet; give it at least this long to come, however short the hold.
+# And a file with what a relay leaves to the next one of the same ExaBGP.
+MEMORY_SUFFIX = ".alone"
+# A fresh ExaBGP has no director yet, and one whose relay was killed has to connect again: give it at least
+# this long to come, however short the hold.
 FIRST_DIRECTOR_S = 5.0
 FAREWELL_S = 2.0
 TERMINATE_S = 2.0
@@ -83,8 +88,47 @@ class Director:
         return len(self.backlog) <= MAX_BACKLOG
 
 
+class Memory:
+    """What the next relay goes on with if this one is killed. Only one of the same ExaBGP believes it.
+
+    `since`: from when on the hold counts, by the clock of `now`; None: a director is here. `director`: the
+    identity of the process that is here, or was when a relay was killed; "" for none.
+    """
+
+    def __init__(self, file: Path, exabgp: int) -> None:
+        self._file = file
+        self._exabgp = identity(exabgp)
+
+    def recall(self) -> tuple[float | None, str]:
+        """`since` and `director`; None and "" where no relay was before us."""
+        try:
+            told = json.loads(self._file.read_text())
+            if self._exabgp and told["exabgp"] == self._exabgp:
+                since = told["since"]
+                return None if since is None else float(since), str(told["director"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None, ""
+
+    def note(self, since: float | None, director: str) -> None:
+        """In one step. Rather nothing than what isn't true any more."""
+        if abandoned():
+            return  # the file may be that of another ExaBGP's relay
+        told = {"exabgp": self._exabgp, "since": since, "director": director}
+        fresh = self._file.with_name(f"{self._file.name}.new")
+        try:
+            fresh.write_text(json.dumps(told) + "\n")
+            fresh.replace(self._file)
+        except OSError as error:
+            print(f"{self._file}: can't be written: {error.strerror}", file=sys.stderr)
+            with suppress(OSError):
+                self._file.unlink()
+
+
 class Relay:
-    """The event loop. `_deadline` is when this phase of being alone ends; None while a director is here."""
+    """The event loop. `_deadline` is when this phase of being alone ends; None while a director is here.
+    `_since`: from when on the hold counts. `_expected`: a pidfd of the director that is to connect again.
+    """
 
     def __init__(self, path: Path, hold_s: float) -> None:
         self._hold_file = path.with_suffix(HOLD_SUFFIX)
@@ -100,7 +144,10 @@ class Relay:
         self._in_flight: tuple[Director | None, str] | None
         self._lines: list[str] = []
         self._incoming = b""
-        self._deadline: float | None = time.monotonic() + max(self._hold(), FIRST_DIRECTOR_S)
+        self._deadline: float | None = None
+        self._expected: int | None = None
+        self._memory = Memory(path.with_suffix(MEMORY_SUFFIX), self._exabgp)
+        self._resume()
         os.set_blocking(0, False)
         self._synchronised = False
         self._in_flight = (None, SYNCHRONISE)
@@ -124,12 +171,43 @@ class Relay:
         return self._hold_s
 
     def _expired(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
+        return self._deadline is not None and now() >= self._deadline
 
     def _turn(self) -> None:
-        timeout = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        timeout = None if self._deadline is None else max(0.0, self._deadline - now())
         for key, _ in self._selector.select(timeout):
             key.data()
+
+    # Being alone.
+
+    def _resume(self) -> None:
+        """Go on where a relay before us was killed. Who comes first has no route to hold yet."""
+        since, director = self._memory.recall()
+        latest = now() + max(0.0, FIRST_DIRECTOR_S - self._hold())
+        self._alone(latest if since is None else min(latest, since), director)
+        if not director:
+            return
+        self._expected = pidfd(director)
+        if self._expected is None:
+            self._alone(min(self._since, now()))
+        else:
+            self._selector.register(self._expected, selectors.EVENT_READ, self._expect_nobody)
+
+    def _alone(self, since: float, director: str = "") -> None:
+        self._since = since
+        self._deadline = since + self._hold()
+        self._memory.note(since, director)
+
+    def _expect_nobody(self) -> None:
+        """The director that was to connect again has died before it did."""
+        self._forget_expected()
+        self._alone(min(self._since, now()))
+
+    def _forget_expected(self) -> None:
+        if self._expected is not None:
+            self._selector.unregister(self._expected)
+            os.close(self._expected)
+            self._expected = None
 
     # The director's side.
 
@@ -145,6 +223,8 @@ class Relay:
             return
         self._director = newcomer
         self._deadline = None
+        self._forget_expected()
+        self._memory.note(None, identity(peer(connection)))
         self._selector.register(connection, selectors.EVENT_READ, self._from_director)
         self._tell({"relay": PROTOCOL, "exabgp": self._exabgp})
 
@@ -197,7 +277,7 @@ class Relay:
         self._director.connection.close()
         self._director = None
         self._queue.clear()
-        self._deadline = time.monotonic() + self._hold()
+        self._alone(now())
 
     # ExaBGP's side.
 
@@ -246,7 +326,8 @@ class Relay:
         """Withdraw everything, for at most FAREWELL_S; nobody can adopt these routes any more."""
         self._selector.unregister(self._listener)
         self._listener.close()
-        self._deadline = time.monotonic() + FAREWELL_S
+        self._forget_expected()
+        self._deadline = now() + FAREWELL_S
         self._queue.extend((None, command) for command in FAREWELL)
         self._next()
         while (self._queue or self._in_flight) and not self._expired():
@@ -258,9 +339,46 @@ class Relay:
             return  # ExaBGP went before we started, and init adopted us
         for number in (signal.SIGTERM, signal.SIGKILL):
             signal.pidfd_send_signal(self._exabgp_fd, number)
-            self._deadline = time.monotonic() + TERMINATE_S
+            self._deadline = now() + TERMINATE_S
             while not self._expired():
                 self._turn()
+
+
+def now() -> float:
+    """Seconds since the machine started, sleep included: every process of this boot agrees, whoever sets the
+    clock on the wall.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def identity(pid: int) -> str:
+    """What no other process has, of this boot or another; "" where there is no such process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        started = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return ""
+    return f"{boot} {pid} {started}"
+
+
+def pidfd(process: str) -> int | None:
+    """A file that can be read when the process of this identity has ended; None where it has gone."""
+    try:
+        pid = int(process.split()[1])
+        fd = os.pidfd_open(pid)
+    except (IndexError, ValueError, OSError):
+        return None
+    if identity(pid) != process:
+        os.close(fd)
+        return None
+    return fd
+
+
+def peer(connection: socket.socket) -> int:
+    """The process that has connected."""
+    credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return int(credentials.unpack(told)[0])
 
 
 def abandoned() -> bool:

@@ -1,14 +1,14 @@
 """The BGP sessions to have, with everything filled in that the configuration leaves to the machine.
 
-Must not know: ExaBGP, its grammar. Invariant: a password is never part of a text that represents a value
-here.
+Must not know: ExaBGP, its grammar. Invariants: what becomes of one neighbor depends on no other. A password
+is never part of a text that represents a value here.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from vc5py import credentials
@@ -16,6 +16,7 @@ from vc5py.errors import RhiError, SecretError
 from vc5py.model import IPAddress, Neighbor, RhiConfig, Secret
 
 Passwords = Mapping[Secret, bytes]
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,43 @@ class Session:
         return next((hop for hop in self.next_hops if hop.version == version), None)
 
 
-def resolve(config: RhiConfig, machine: Machine, passwords: Passwords) -> tuple[Session, ...]:
-    """RhiError where a neighbor can't be reached from any address of this machine."""
-    return tuple(_session(neighbor, machine, passwords) for neighbor in config.neighbors)
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The sessions that can be, and of the other neighbors why there can be none for now."""
+
+    sessions: tuple[Session, ...] = ()
+    missing: Mapping[IPAddress, str] = field(default_factory=dict)
 
 
-def _session(neighbor: Neighbor, machine: Machine, passwords: Passwords) -> Session:
-    """Depends on no other neighbor: else a change of one would end the sessions with others."""
-    local = _local_address(neighbor, machine)
-    password = passwords[neighbor.password] if neighbor.password is not None else None
+def resolve(
+    config: RhiConfig, machine: Machine, passwords: Passwords, before: Sequence[Session] = ()
+) -> Resolved:
+    """What is missing may be there later: routes come and go, and addresses with their links. A session that
+    was there before, of a neighbor without a change, stays as it is, so that its link may be down meanwhile.
+    """
+    former = {session.neighbor: session for session in before}
+    sessions: list[Session] = []
+    missing: dict[IPAddress, str] = {}
+    for neighbor in config.neighbors:
+        password = passwords[neighbor.password] if neighbor.password is not None else None
+        try:
+            sessions.append(_session(neighbor, machine, password, former.get(neighbor)))
+        except RhiError as error:
+            missing[neighbor.address] = str(error)
+    return Resolved(tuple(sessions), missing)
+
+
+def _session(neighbor: Neighbor, machine: Machine, password: bytes | None, former: Session | None) -> Session:
+    if former is not None and _is_ours(former.local_address):
+        return replace(former, password=password)
+    try:
+        local = _local_address(neighbor, machine)
+    except RhiError:
+        if former is None:
+            raise
+        local = former.local_address
+    if neighbor.passive:
+        _check_ours(local)
     return Session(neighbor, local, _next_hops(neighbor, machine, local), password)
 
 
@@ -68,6 +97,23 @@ def _local_address(neighbor: Neighbor, machine: Machine) -> IPAddress:
         if address is not None and address.version == neighbor.address.version:
             return address
     return source_address(neighbor.address, neighbor.port)
+
+
+def _check_ours(address: IPAddress) -> None:
+    """RhiError where nobody can wait for a connection on it; an ExaBGP that is to doesn't start at all."""
+    try:
+        with socket.socket(_FAMILIES[address.version], socket.SOCK_STREAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as error:
+        raise RhiError(f"can't wait for the neighbor on {address}: {_words(error)}") from error
+
+
+def _is_ours(address: IPAddress) -> bool:
+    try:
+        _check_ours(address)
+    except RhiError:
+        return False
+    return True
 
 
 def _next_hops(neighbor: Neighbor, machine: Machine, local: IPAddress) -> tuple[IPAddress, ...]:
@@ -79,13 +125,16 @@ def _next_hops(neighbor: Neighbor, machine: Machine, local: IPAddress) -> tuple[
 
 def source_address(peer: IPAddress, port: int) -> IPAddress:
     """The address the kernel would send from to `peer`. Sends nothing."""
-    family = {4: socket.AF_INET, 6: socket.AF_INET6}[peer.version]
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        with socket.socket(_FAMILIES[peer.version], socket.SOCK_DGRAM) as probe:
             probe.connect((str(peer), port))
             return type(peer)(probe.getsockname()[0])
     except OSError as error:
-        raise RhiError(f"no local address to reach the BGP peer {peer} from: {error.strerror}") from error
+        raise RhiError(f"no local address to reach the BGP peer {peer} from: {_words(error)}") from error
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def passwords(config: RhiConfig) -> dict[Secret, bytes]:

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,36 +30,28 @@ from vc5py.core.rib import Route, RouteAction, RouteChange
 from vc5py.errors import RhiError
 from vc5py.model import IPAddress, Neighbor, RhiConfig
 from vc5py.offspring import Supervision
-from vc5py.rhi import grammar, sessions, signatures
+from vc5py.rhi import grammar, sessions, signatures, standing
 from vc5py.rhi.grammar import SessionState as SessionState
 from vc5py.rhi.hosting import Host
 from vc5py.rhi.link import CommandRefusedError, Link, LinkLostError, NoAnswerError, RelayBusyError
 from vc5py.rhi.sessions import Machine as Machine
-from vc5py.rhi.sessions import Session
-from vc5py.rhi.signatures import Dropped
+from vc5py.rhi.sessions import Resolved
+from vc5py.rhi.standing import Standing as Standing
 
 log = logging.getLogger(__name__)
 
 CHECK_S = 30.0
+# ExaBGP takes about a millisecond for a command: so long it may take, and so much longer for every route.
 FLUSH_S = 2.0
+ROUTE_S = 0.003
+# An address of ours that a session lacks is looked for again.
+LOOK_S = 5.0
 RETRY_MIN_S = 0.25
 RETRY_MAX_S = 30.0
+# While the relay of a living ExaBGP waits for us, and for no longer than the hold.
+RETRY_ALIVE_S = 1.0
 
 OnSession = Callable[[IPAddress, SessionState], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How it is with one neighbor. `since`: Unix timestamp of the last change of `state`. `why`: what ended
-    the last session, or keeps one from coming up. `routes`: how many it was told in this session. `dropped`:
-    what had been dropped for its MD5 signature then.
-    """
-
-    state: SessionState = SessionState.DOWN
-    since: float = 0.0
-    why: str = ""
-    routes: int = 0
-    dropped: Dropped = field(default_factory=Dropped)
 
 
 class Speaker:
@@ -77,8 +70,8 @@ class Speaker:
         self._machine = machine
         self._host = Host(state_dir, self._event)
         self._on_session = on_session
-        self._sessions: tuple[Session, ...] = ()
-        self._standing = dict.fromkeys(config.peers, _fresh())
+        self._resolved = Resolved()
+        self._standing = dict.fromkeys(config.peers, standing.fresh())
         self._heard = False  # whether ExaBGP says how it is with its sessions
         self._reconfigured = False
         self._desired: frozenset[IPAddress] | None = None
@@ -87,10 +80,13 @@ class Speaker:
         self._told: dict[Route, str] = {}
         self._refused: frozenset[Route] = frozenset()
         self._replaced: frozenset[IPAddress] = frozenset()
+        self._complete: frozenset[IPAddress] = frozenset()
         self._impossible: frozenset[Route] = frozenset()
         self._version = 0
         self._wake = asyncio.Event()
-        self._supervision = Supervision("rhi", self._attempt, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S)
+        self._supervision = Supervision(
+            "rhi", self._attempt, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S, patience=self._patience
+        )
 
     # What is wanted
 
@@ -121,9 +117,8 @@ class Speaker:
         passwords = sessions.passwords(config)
         if (config, passwords) == (self._config, self._passwords):
             return
-        sessions.resolve(config, self._machine, passwords)
         self._config, self._passwords = config, passwords
-        fresh = _fresh()
+        fresh = standing.fresh()
         self._standing = {peer: self._standing.get(peer, fresh) for peer in config.peers}
         self._reconfigured = True
         self._changed()
@@ -136,7 +131,7 @@ class Speaker:
 
     def sessions(self) -> Mapping[IPAddress, SessionState]:
         """The state of the session with every configured neighbor."""
-        return MappingProxyType({peer: standing.state for peer, standing in self._standing.items()})
+        return MappingProxyType({peer: one.state for peer, one in self._standing.items()})
 
     def standings(self) -> Mapping[Neighbor, Standing]:
         """Everything to know of every configured neighbor."""
@@ -147,7 +142,8 @@ class Speaker:
             one = self._standing[neighbor.address]
             if one.state is SessionState.ESTABLISHED:
                 return replace(one, routes=routes[neighbor.address])
-            if not neighbor.passive or not self._heard:
+            is_missing = neighbor.address in self._resolved.missing
+            if not neighbor.passive or is_missing or not self._heard:
                 return one
             hint = signatures.hint(neighbor, one.dropped, dropped)
             return replace(one, why=f"{one.why}; {hint}" if one.why else hint)
@@ -168,8 +164,8 @@ class Speaker:
         await self._supervision.run()
 
     async def shutdown(self) -> None:
-        """Announce for graceful shutdown, wait, withdraw, give ExaBGP up to FLUSH_S to send that, end it, and
-        remove the files.
+        """Announce for graceful shutdown, wait, withdraw, give ExaBGP time to send each of both
+        (`patience_s`), end it, and remove the files.
 
         Ends `run` too. Leaves everything alone where another director has taken over.
         """
@@ -180,7 +176,7 @@ class Speaker:
             log.warning("rhi left running reason=%s", error)
             return
         except (RhiError, TimeoutError) as error:
-            log.warning("rhi withdrawal not confirmed reason=%s", error or "timeout")
+            log.warning("rhi withdrawal not confirmed reason=%s", str(error) or "timeout")
         await self._host.stop()
         self._host.remove_files()
         self._forget()
@@ -191,31 +187,35 @@ class Speaker:
         if link is None:
             return  # nobody to withdraw from
         try:
-            if self._config.graceful_s:
-                await self._announce_the_end(link)
-            async with asyncio.timeout(FLUSH_S):
+            await self._observe_routes(link)
+            limit_s = patience_s(len(self._told))
+            if self._config.graceful_s and await self._observe_sessions(link):
+                await self._announce_the_end(link, limit_s)
+            async with asyncio.timeout(limit_s):
                 await link.command(grammar.WITHDRAW_ALL)
                 await self._flush(link)
         finally:
             await link.close()
 
-    async def _announce_the_end(self, link: Link) -> None:
+    async def _announce_the_end(self, link: Link, limit_s: float) -> None:
         """Routers that know of another way take it from now on, while ours still works."""
-        try:
-            async with asyncio.timeout(FLUSH_S):
-                await self._observe_routes(link)
-                wanted = self._wanted(frozenset(vip for _, vip in self._told), graceful=True)
-                told = {route: said for route, said in wanted.items() if route in self._told}
-                if not told or not await self._observe_sessions(link):
-                    return
-                for change in rib.diff({}, told):
-                    await link.command(grammar.announce(change.neighbors, change.vip, change.said))
-                await self._flush(link)
-        except (CommandRefusedError, TimeoutError) as error:
-            log.warning("rhi graceful shutdown not announced reason=%s", error or "timeout")
+        wanted = self._wanted(frozenset(vip for _, vip in self._told), graceful=True)
+        told = {route: said for route, said in wanted.items() if route in self._told}
+        if not told:
             return
-        log.info("rhi graceful shutdown announced wait_s=%g", self._config.graceful_s)
-        await asyncio.sleep(self._config.graceful_s)
+        marked = 0
+        try:
+            async with asyncio.timeout(limit_s):
+                for neighbors, vips, said in rib.alike(told):
+                    for command, count in grammar.announce_all(neighbors, vips, said):
+                        if await _try(link, command):
+                            marked += count * len(neighbors)
+                await self._flush(link)
+        except TimeoutError:
+            log.warning("rhi graceful shutdown cut short limit_s=%g", limit_s)
+        wait_s = self._config.graceful_s
+        log.info("rhi graceful shutdown announced routes=%d of=%d wait_s=%g", marked, len(told), wait_s)
+        await asyncio.sleep(wait_s)
 
     async def _flush(self, link: Link) -> None:
         """Return when ExaBGP has sent its updates: between two commands it sends what is waiting, so when
@@ -234,9 +234,15 @@ class Speaker:
                 await self._host.stop()
             raise
 
+    def _patience(self) -> float:
+        """How long no attempt may be made at most."""
+        if not self._host.former_lives():
+            return math.inf
+        return max(RETRY_MIN_S, min(RETRY_ALIVE_S, self._config.hold_s / 2))
+
     async def _serve(self) -> None:
         """Keep the routes right as long as one connection to the relay lasts. Its end raises RhiError."""
-        link = await self._host.attach(self._resolved(), self._config.hold_s)
+        link = await self._host.attach(self._resolve(), self._config.hold_s)
         try:
             await self._reconcile_until_lost(link)
         finally:
@@ -256,12 +262,29 @@ class Speaker:
                 raise outcome
         raise LinkLostError("ExaBGP or its relay has gone")
 
-    def _resolved(self) -> str:
-        """Fills in what the configuration leaves to the machine; ExaBGP's configuration for that."""
+    def _resolve(self) -> str:
+        """Fills in what the configuration leaves to the machine; ExaBGP's configuration for that. Neighbors
+        that lack an address of ours are left out.
+        """
         self._reconfigured = False
-        self._sessions = sessions.resolve(self._config, self._machine, self._passwords)
+        before, self._resolved = self._resolved, self._resolved_now()
+        for peer in (before.missing.keys() - self._resolved.missing.keys()) & self._standing.keys():
+            self._standing[peer] = replace(self._standing[peer], why="")
+        self._show_missing()
         router_id = self._config.router_id or self._machine.router_id
-        return grammar.configuration(self._sessions, router_id, self._host.relay_command)
+        return grammar.configuration(self._resolved.sessions, router_id, self._host.relay_command)
+
+    def _resolved_now(self) -> Resolved:
+        return sessions.resolve(self._config, self._machine, self._passwords, self._resolved.sessions)
+
+    def _show_missing(self) -> None:
+        for peer, why in self._resolved.missing.items():
+            self._set_session(peer, SessionState.DOWN, why)
+
+    def _look_for_missing(self) -> None:
+        missing = self._resolved.missing.keys()
+        if missing and missing - self._resolved_now().missing.keys():
+            self._reconfigured = True
 
     # Routes
 
@@ -283,12 +306,13 @@ class Speaker:
                 await self._converge(link)
                 if self._desired is None:
                     left_s = min(left_s, max(0.0, undecided_until - clock()))
-                await self._wait_for_change(left_s)
+                await self._wait_for_change(min(left_s, LOOK_S) if self._resolved.missing else left_s)
+                self._look_for_missing()
             if self._reconfigured:
                 await self._reload(link)
 
     async def _reload(self, link: Link) -> None:
-        if not await self._host.reconfigure(link, self._resolved(), self._config.hold_s):
+        if not await self._host.reconfigure(link, self._resolve(), self._config.hold_s):
             await self._host.stop()
             raise LinkLostError("ExaBGP begins anew with another relay")
 
@@ -315,13 +339,14 @@ class Speaker:
                     break
             else:
                 await self._resend(link)
+                await self._end_of_rib(link)
                 return
 
     def _wanted(self, vips: frozenset[IPAddress], graceful: bool = False) -> dict[Route, str]:
         """What every neighbor is to be told of these VIPs."""
         wanted: dict[Route, str] = {}
         impossible: set[Route] = set()
-        for session in self._sessions:
+        for session in self._resolved.sessions:
             neighbor = session.neighbor
             if neighbor.address in self._unreachable:
                 continue
@@ -365,6 +390,16 @@ class Speaker:
                 self._replaced -= {neighbor}
                 await _try(link, grammar.resend(neighbor))
 
+    async def _end_of_rib(self, link: Link) -> None:
+        """Who kept the routes of an ExaBGP that died drops now what it was not told again (RFC 4724)."""
+        for session in self._resolved.sessions:
+            peer = session.neighbor.address
+            is_waiting = session.neighbor.restart_time_s and peer not in self._complete
+            if is_waiting and self.sessions().get(peer) is SessionState.ESTABLISHED:
+                self._complete |= {peer}
+                for version in session.families:
+                    await _try(link, grammar.end_of_rib(peer, version))
+
     async def _tear_down(self, link: Link) -> None:
         for neighbor in self._to_tear_down:
             self._to_tear_down -= {neighbor}
@@ -374,10 +409,13 @@ class Speaker:
     async def _observe_sessions(self, link: Link) -> Mapping[IPAddress, int]:
         """Update the sessions' states; the UPDATE messages sent, by established peer."""
         statuses = grammar.parse_neighbors(await link.command(grammar.SHOW_NEIGHBORS))
+        ours = {session.neighbor.address for session in self._resolved.sessions}
         for status in statuses:
-            self._set_session(status.address, status.state)
-        for peer in {one.neighbor.address for one in self._sessions} - {one.address for one in statuses}:
+            if status.address in ours:
+                self._set_session(status.address, status.state)
+        for peer in ours - {one.address for one in statuses}:
             self._set_session(peer, SessionState.DOWN, _UNKNOWN)
+        self._show_missing()
         self._heard = True
         return {s.address: s.updates_sent for s in statuses if s.state is SessionState.ESTABLISHED}
 
@@ -413,8 +451,10 @@ class Speaker:
         self._standing[peer] = after
         if state is before.state:
             return
-        if up and peer in self._replaced:
+        if up:
             self._wake.set()
+        else:
+            self._complete -= {peer}
         if self._on_session is not None:
             self._on_session(peer, state)
 
@@ -429,16 +469,20 @@ class Speaker:
             self._set_session(peer, SessionState.DOWN, "" if was_up else why)
 
 
-def _fresh() -> Standing:
-    return Standing(since=time.time(), dropped=signatures.dropped())
+def patience_s(routes: int) -> float:
+    """How long ExaBGP may take to say something of so many routes."""
+    return FLUSH_S + ROUTE_S * routes
 
 
 _UNKNOWN = "ExaBGP doesn't know this neighbor: it refused its configuration, see its log"
 _DONE = {RouteAction.ANNOUNCE: "announced", RouteAction.WITHDRAW: "withdrawn"}
 
 
-async def _try(link: Link, command: str) -> None:
+async def _try(link: Link, command: str) -> bool:
+    """Whether it was done."""
     try:
         await link.command(command)
     except CommandRefusedError as error:
         log.info("not done reason=%s", error)  # the session has ended meanwhile
+        return False
+    return True
