@@ -125,7 +125,9 @@ US, THEM = (1, 100), (2, 200)
 
 
 def hello(peering: Peering, sequence: int, now: float) -> None:
-    peering.receive(Datagram(Kind.HELLO, 0, *THEM, sequence, 1, heard_body([US])), now)
+    """It names what our clock showed just now."""
+    ours = US[0], US[1] + int(now * 1000)
+    peering.receive(Datagram(Kind.HELLO, 0, *THEM, sequence, 1, heard_body([ours])), now)
 
 
 def copied() -> Peering:
@@ -163,4 +165,7 @@ def test_who_asks_names_the_other_one_first() -> None:
     peering = Peering(*US, 0.0)
     peering.tick(0.0)
     hello(peering, 1, 0.01)
-    assert peering.tick(0.02) == [Hello((THEM,)), AskForCopy(*THEM)]
+    [said, asked] = peering.tick(0.02)
+    assert isinstance(said, Hello)
+    assert THEM in said.heard
+    assert asked == AskForCopy(*THEM)

@@ -120,6 +120,7 @@ REFUSED = {
     "of an unknown kind": (resealed(changed(sealed(), 5, b"\x09")), Outcome.MALFORMED),
     "with more records than there are": (resealed(changed(sealed(), 6, b"\4")), Outcome.MALFORMED),
     "with fewer records than there are": (resealed(changed(sealed(), 6, b"\2")), Outcome.MALFORMED),
+    "with records where there are none": (alice.seal(Kind.COPY, 0, 7, 1, b""), Outcome.MALFORMED),
     "with reserved bits": (resealed(changed(sealed(), 44, b"\1")), Outcome.MALFORMED),
     "from nobody": (Codec([KEY], CLUSTER, 0, 1).seal(Kind.COPY, 0, 0, 0, b""), Outcome.MALFORMED),
     "our own": (bob.seal(Kind.COPY, 0, 0, 0, b""), Outcome.OWN),

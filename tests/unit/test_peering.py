@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -16,6 +15,7 @@ from vc5py.core.peering import (
     HELLO_S,
     PROMPT_S,
     WINDOW,
+    Action,
     AskForCopy,
     GiveCopy,
     Hello,
@@ -27,12 +27,28 @@ US, OUR_BOOT = 1, 100
 THEM, THEIR_BOOT = 2, 200
 
 
+OURS = addressee(US, OUR_BOOT)
+
+
 def datagram(kind: Kind, sequence: int, *, node: int = THEM, boot: int = THEIR_BOOT, to: int = 0) -> Datagram:
     return Datagram(kind, to, node, boot, sequence, 0)
 
 
-def hello(sequence: int, *heard: tuple[int, int], node: int = THEM, boot: int = THEIR_BOOT) -> Datagram:
-    return Datagram(Kind.HELLO, 0, node, boot, sequence, len(heard), heard_body(heard))
+def us(now: float) -> tuple[int, int]:
+    """How a HELLO names us that was made after we said at `now` what our clock showed."""
+    return US, OUR_BOOT + int(now * 1000)
+
+
+def hello(
+    sequence: int, *heard: tuple[int, int], node: int = THEM, boot: int = THEIR_BOOT, to: int = 0
+) -> Datagram:
+    return Datagram(Kind.HELLO, to, node, boot, sequence, len(heard), heard_body(heard))
+
+
+def hellos(actions: list[Action]) -> list[set[tuple[int, int]]]:
+    """Whom those name that are to be sent, besides ourselves."""
+    said = [action.heard for action in actions if isinstance(action, Hello)]
+    return [{(node, number) for node, number in heard if node != US} for heard in said]
 
 
 def peering() -> Peering:
@@ -40,9 +56,10 @@ def peering() -> Peering:
 
 
 def proven() -> Peering:
-    """Of a node that has named us, in its datagram 10."""
+    """Of a node that has named us, in its datagram 10 to all and 0 to us."""
     made = peering()
     assert made.receive(hello(10, (US, OUR_BOOT)), 0.0) is Outcome.ACCEPTED
+    assert made.receive(hello(0, (US, OUR_BOOT), to=OURS), 0.0) is Outcome.ACCEPTED
     return made
 
 
@@ -67,10 +84,10 @@ def test_no_datagram_counts_twice() -> None:
 
 
 def test_streams_to_all_and_to_us_are_apart() -> None:
-    made, ours = proven(), addressee(US, OUR_BOOT)
+    made = proven()
     assert made.receive(datagram(Kind.FLOWS, 11), 0.0) is Outcome.ACCEPTED
-    assert made.receive(datagram(Kind.FLOWS, 0, to=ours), 0.0) is Outcome.ACCEPTED
-    assert made.receive(datagram(Kind.FLOWS, 0, to=ours), 0.0) is Outcome.REPLAYED
+    assert made.receive(datagram(Kind.FLOWS, 1, to=OURS), 0.0) is Outcome.ACCEPTED
+    assert made.receive(datagram(Kind.FLOWS, 1, to=OURS), 0.0) is Outcome.REPLAYED
     assert made.lost == 0
 
 
@@ -85,18 +102,17 @@ def test_node_that_has_started_again_counts_once_it_has_heard_us() -> None:
     made = proven()
     made.tick(0.0)
     assert made.receive(hello(0, boot=201), 0.5) is Outcome.UNPROVEN
-    [said] = [action for action in made.tick(0.5) if isinstance(action, Hello)]  # at once
-    assert set(said.heard) == {(THEM, THEIR_BOOT), (THEM, 201)}
-    assert made.receive(hello(1, (US, OUR_BOOT), boot=201), 0.6) is Outcome.ACCEPTED
+    assert hellos(made.tick(0.5)) == [{(THEM, THEIR_BOOT), (THEM, 201)}]  # at once
+    assert made.receive(hello(1, us(0.5), boot=201), 0.6) is Outcome.ACCEPTED
     assert made.receive(datagram(Kind.FLOWS, 2, boot=201), 0.6) is Outcome.ACCEPTED
-    assert made.receive(datagram(Kind.FLOWS, 12), 0.6) is Outcome.UNPROVEN
+    assert made.receive(datagram(Kind.FLOWS, 12), 0.6) is Outcome.REPLAYED
 
 
 def test_hello_every_second_and_sooner_to_newcomers_but_never_in_a_flood() -> None:
     made = peering()
-    assert made.tick(0.0) == [Hello(())]
+    assert made.tick(0.0) == [Hello((us(0.0),))]
     assert made.tick(HELLO_S - 0.01) == []
-    assert made.tick(HELLO_S) == [Hello(())]
+    assert made.tick(HELLO_S) == [Hello((us(HELLO_S),))]
     for n in range(50):
         made.receive(hello(n), HELLO_S + 0.01)
         made.receive(hello(n, boot=300 + n), HELLO_S + 0.01)
@@ -113,7 +129,7 @@ def test_copy_is_asked_for_until_one_has_come() -> None:
     assert not [a for a in made.tick(1.0) if isinstance(a, AskForCopy)]
     made.receive(datagram(Kind.FLOWS, 12), COPY_RETRY_S)
     assert AskForCopy(THEM, THEIR_BOOT) in made.tick(COPY_RETRY_S)
-    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), COPY_RETRY_S + 1)
+    made.receive(datagram(Kind.COPIED, 1, to=OURS), COPY_RETRY_S + 1)
     assert made.copied
     assert not [a for a in made.tick(3 * COPY_RETRY_S) if isinstance(a, AskForCopy)]
 
@@ -121,7 +137,7 @@ def test_copy_is_asked_for_until_one_has_come() -> None:
 def test_copy_is_asked_for_again_where_there_are_new_backends() -> None:
     made = proven()
     made.tick(0.0)
-    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), 1.0)
+    made.receive(datagram(Kind.COPIED, 1, to=OURS), 1.0)
     made.want_copy()
     assert not [a for a in made.tick(2.0) if isinstance(a, AskForCopy)]  # not so soon
     made.receive(hello(11, (US, OUR_BOOT)), COPY_RETRY_S)
@@ -132,7 +148,7 @@ def test_copy_is_asked_for_again_where_there_are_new_backends() -> None:
 
 
 class Stream:
-    """A peer's datagrams to all, one every tenth of a second, each of which may be lost."""
+    """A peer's HELLOs, one every tenth of a second, each of which may be lost."""
 
     def __init__(self) -> None:
         self.peering, self.now, self.sequence = proven(), 0.0, 10
@@ -146,16 +162,17 @@ class Stream:
             self.now = round(self.now + 0.1, 1)
             self.sequence += 1
             if not losing():
-                self.peering.receive(datagram(Kind.FLOWS, self.sequence), self.now)
+                self.peering.receive(hello(self.sequence, us(self.now)), self.now)
             if AskForCopy(THEM, THEIR_BOOT) in self.peering.tick(self.now):
                 asked.append(round(self.now - began, 1))
                 self.given(self.now)
         return asked
 
     def given(self, now: float) -> None:
-        copied = datagram(Kind.COPIED, len(self.asked), to=addressee(US, OUR_BOOT))
         self.asked.append(now)
-        assert self.peering.receive(copied, now) is Outcome.ACCEPTED
+        number = 2 * len(self.asked)
+        self.peering.receive(hello(number - 1, us(now), to=OURS), now)
+        assert self.peering.receive(datagram(Kind.COPIED, number, to=OURS), now) is Outcome.ACCEPTED
 
 
 def every(number: int) -> Callable[[], bool]:
@@ -187,7 +204,7 @@ def test_what_comes_after_all_hides_no_later_loss() -> None:
     stream = Stream()
     late = stream.sequence + 1
     stream.sequence += 1
-    assert stream.pass_time(10.0) == [0.2]
+    assert stream.pass_time(9.0) == [0.2]
     assert stream.peering.receive(datagram(Kind.FLOWS, late), stream.now) is Outcome.ACCEPTED
     stream.pass_time(0.1)
     stream.sequence += 1
@@ -214,16 +231,16 @@ def test_while_loss_goes_on_copies_are_asked_for_less_and_less_often() -> None:
 
 def test_copies_take_half_of_the_time_at_most_however_long_each_takes() -> None:
     asked: list[float] = []
-    made, sequence, copied = proven(), 10, itertools.count()
+    made, sequence, copied = proven(), 10, itertools.count(1)
     for tenth in range(6000):
         now, took = tenth / 10, 90.0
         sequence += 1
         if tenth % 7:
-            made.receive(datagram(Kind.FLOWS, sequence), now)
+            made.receive(hello(sequence, us(now)), now)
         if asked and asked[-1] < now <= asked[-1] + took:
             last = now == asked[-1] + took
-            kind, to = (Kind.COPIED if last else Kind.FLOWS), addressee(US, OUR_BOOT)
-            made.receive(datagram(kind, next(copied), to=to), now)
+            made.receive(hello(next(copied), us(now), to=OURS), now)
+            made.receive(datagram(Kind.COPIED if last else Kind.FLOWS, next(copied), to=OURS), now)
         asked += [now for action in made.tick(now) if isinstance(action, AskForCopy)]
     assert len(asked) >= 3
     assert all(after - before >= 2 * 90.0 for before, after in itertools.pairwise(asked))
@@ -232,7 +249,7 @@ def test_copies_take_half_of_the_time_at_most_however_long_each_takes() -> None:
 def test_copy_that_never_comes_is_asked_for_less_and_less_often() -> None:
     made, asked = proven(), []
     for second in range(600):
-        made.receive(hello(11 + second, (US, OUR_BOOT)), float(second))
+        made.receive(hello(11 + second, us(second)), float(second))
         asked += [second for action in made.tick(float(second)) if isinstance(action, AskForCopy)]
     waits = [after - before for before, after in itertools.pairwise(asked)]
     assert waits[:5] == [5, 5, 5, 8, 16]
@@ -254,7 +271,7 @@ def two_peers() -> tuple[Peering, tuple[int, int]]:
     made, third = proven(), (3, 300)
     made.receive(hello(10, (US, OUR_BOOT), node=3, boot=300), 0.0)
     made.tick(0.0)
-    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), 0.1)
+    made.receive(datagram(Kind.COPIED, 1, to=OURS), 0.1)
     return made, third
 
 
@@ -281,8 +298,9 @@ def test_one_copy_makes_up_for_the_loss_of_all() -> None:
     made.receive(datagram(Kind.FLOWS, 20, node=third, boot=boot), 2.0)
     made.tick(2.0)
     [asked] = asked_for(made, 2.1)
-    to_us = datagram(Kind.COPIED, 1, to=addressee(US, OUR_BOOT))
-    made.receive(replace(to_us, node=asked, boot=made.peers[asked].boot), 2.2)
+    boot = made.peers[asked].boot
+    made.receive(hello(2, us(2.1), node=asked, boot=boot, to=OURS), 2.2)
+    made.receive(datagram(Kind.COPIED, 3, node=asked, boot=boot, to=OURS), 2.2)
     assert [asked_for(made, 2.0 + n / 10) for n in range(2, 29)] == [[]] * 27
 
 
@@ -302,8 +320,8 @@ def test_another_one_is_asked_where_the_first_does_not_answer() -> None:
     made.receive(hello(10, (US, OUR_BOOT), node=3, boot=300), 0.0)
     asked = []
     for second in range(12):
-        made.receive(hello(11 + second, (US, OUR_BOOT)), float(second))
-        made.receive(hello(11 + second, (US, OUR_BOOT), node=3, boot=300), float(second))
+        made.receive(hello(11 + second, us(second)), float(second))
+        made.receive(hello(11 + second, us(second), node=3, boot=300), float(second))
         asked += asked_for(made, float(second))
     assert asked == [THEM, 3, THEM]
 
@@ -314,7 +332,7 @@ def test_newcomer_is_asked_for_a_copy_as_soon_as_it_is_known() -> None:
     assert asked_for(made, 0.0) == [THEM]
     made.receive(hello(0, (US, OUR_BOOT), node=3, boot=300), 0.5)
     assert asked_for(made, 1.5) == []
-    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), 2.0)
+    made.receive(datagram(Kind.COPIED, 1, to=OURS), 2.0)
     assert asked_for(made, 3.0) == []
     made.receive(hello(0, (US, OUR_BOOT), node=4, boot=400), 3.5)
     assert asked_for(made, 4.0) == [4]
@@ -323,15 +341,15 @@ def test_newcomer_is_asked_for_a_copy_as_soon_as_it_is_known() -> None:
 def test_copy_is_given_to_who_asks() -> None:
     made = proven()
     made.tick(0.0)
-    made.receive(datagram(Kind.COPY, 0, to=addressee(US, OUR_BOOT)), 0.1)
+    made.receive(datagram(Kind.COPY, 1, to=OURS), 0.1)
     assert made.tick(0.2) == [GiveCopy(THEM, THEIR_BOOT)]
 
 
 def test_copy_of_which_something_is_lost_does_not_count() -> None:
     """Not even where another one had been asked for meanwhile: its end may be that of the one before."""
-    made, ours = proven(), addressee(US, OUR_BOOT)
+    made, ours = proven(), OURS
     assert any(isinstance(action, AskForCopy) for action in made.tick(0.0))
-    made.receive(datagram(Kind.FLOWS, 0, to=ours), 0.1)
+    made.receive(datagram(Kind.FLOWS, 1, to=ours), 0.1)
     made.want_copy(at_once=True)
     assert any(isinstance(action, AskForCopy) for action in made.tick(1.0))
     made.receive(datagram(Kind.FLOWS, 900, to=ours), 1.1)
@@ -346,11 +364,11 @@ def test_copy_of_which_something_is_lost_does_not_count() -> None:
 def test_request_that_somebody_waits_for_is_repeated_soon_if_nothing_comes() -> None:
     made, sequence = proven(), itertools.count(11)
     made.tick(0.0)
-    made.receive(datagram(Kind.COPIED, 0, to=addressee(US, OUR_BOOT)), 0.1)
+    made.receive(datagram(Kind.COPIED, 1, to=OURS), 0.1)
     made.want_copy(at_once=True)
     asked = []
     for tenth in range(100, 140):
-        made.receive(hello(next(sequence), (US, OUR_BOOT)), tenth / 10)
+        made.receive(hello(next(sequence), us(tenth / 10)), tenth / 10)
         asked += [tenth for action in made.tick(tenth / 10) if isinstance(action, AskForCopy)]
     assert asked == [100, 110, 120, 130]
 
@@ -370,7 +388,7 @@ def test_only_so_many_peers() -> None:
     for node in range(2, 2 + MAX_PEERS):
         assert made.receive(hello(0, (US, OUR_BOOT), node=node), 0.0) is Outcome.ACCEPTED
     assert made.receive(hello(0, (US, OUR_BOOT), node=999), 0.0) is Outcome.CROWDED
-    assert len(made.tick(0.0)[0].heard) == MAX_PEERS  # type: ignore[union-attr]
+    assert len(hellos(made.tick(0.0))[0]) == MAX_PEERS
 
 
 def test_recordings_never_keep_a_node_from_being_heard() -> None:
@@ -379,7 +397,7 @@ def test_recordings_never_keep_a_node_from_being_heard() -> None:
     for n in range(20):
         made.receive(hello(n, (US, 99), boot=boots[n % 3]), n / 10)
         made.receive(hello(n), n / 10)
-        heard = [action.heard for action in made.tick(n / 10) if isinstance(action, Hello)]
+        heard = hellos(made.tick(n / 10))
         if heard and (THEM, THEIR_BOOT) in heard[0]:
             break
     else:

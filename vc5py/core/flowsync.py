@@ -45,8 +45,8 @@ CLOSING: Final = 2
 
 
 class Kind(IntEnum):
-    """FLOWS carries records; HELLO says that a node is there and whom it hears; COPY asks one node for all of
-    its flows; COPIED says that they have been sent.
+    """FLOWS carries records; HELLO says that a node is there, and when, and whom it hears; COPY asks one
+    node for all of its flows; COPIED says that they have been sent.
     """
 
     FLOWS = 1
@@ -69,8 +69,8 @@ class Outcome(StrEnum):
     ADDRESSEE = "addressee"  # for another node
     OWN = "own"  # sent by ourselves
     SOURCE = "source"  # from an address that isn't a peer's
-    UNPROVEN = "unproven"  # from a node that hasn't shown yet that it hears us: maybe an old recording
-    REPLAYED = "replayed"  # seen before, or too old to know
+    UNPROVEN = "unproven"  # from a boot that hasn't shown lately that it hears us: maybe an old recording
+    REPLAYED = "replayed"  # seen before, too old to know, or of a boot that another one has replaced
     CROWDED = "crowded"  # more peers than we have room for
 
 
@@ -132,7 +132,9 @@ class Datagram:
         return np.frombuffer(self.body, RECORD, self.count)
 
     def heard(self) -> frozenset[tuple[int, int]]:
-        """Whom the sender of a HELLO hears: nodes and their boots."""
+        """Whom the sender of a HELLO hears, and itself: nodes, and the last time that each has told, which is
+        its boot plus milliseconds.
+        """
         return frozenset((node, boot) for node, boot in _HEARD.iter_unpack(self.body))
 
 
@@ -182,7 +184,7 @@ class Codec:
             return Outcome.FORGED
         size = _ITEM_BYTES.get(kind)
         body = data[HEADER_BYTES:-MAC_BYTES]
-        if size is None or size * count != len(body) or zero or not node:
+        if size is None or size * count != len(body) or (count and not size) or zero or not node:
             return Outcome.MALFORMED
         if node == self.node:
             return Outcome.OWN

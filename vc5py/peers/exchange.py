@@ -13,12 +13,13 @@ import numpy as np
 
 from vc5py.core import flowsync
 from vc5py.core.flowsync import EVERYBODY, NO_RECORDS, Codec, Datagram, Kind, Outcome, Records
-from vc5py.core.peering import AskForCopy, GiveCopy, Hello, Peering
+from vc5py.core.peering import HELLO_S, AskForCopy, GiveCopy, Hello, Peering
 from vc5py.peers.transport import Address, Transport
 
 SEND_RATE = 1_500_000  # records a second
 BURST_S = 0.02
 QUEUE = 1 << 19  # records that wait to be sent, before no more are taken
+MOST_STREAMS = 256  # whose sequence numbers are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Exchange:
         self._codec, self._transport, self.peering = codec, transport, peering
         self._datagram = datagram_bytes
         self._sequences: Counter[int] = Counter()
+        self._first = 0  # what a stream that is new, or was forgotten, begins with
+        self._greeted: dict[int, float] = {}  # by addressee: when a HELLO was sent to it alone
         self._queue: deque[tuple[Recipient, Kind, int, bytes | memoryview]] = deque()
         self.queued = 0  # records
         self.addresses: dict[int, Address] = {}
@@ -77,13 +80,33 @@ class Exchange:
         self._allowed = min(self._allowed + elapsed * SEND_RATE, BURST_S * SEND_RATE)
         while self._queue and self._allowed > 0:
             recipient, kind, count, body = self._queue.popleft()
+            self._greet(recipient, now)
             self._send(kind, recipient, count, body)
             self._allowed -= count
             self.queued -= count
             self.counts.records_sent += count
 
+    def _greet(self, recipient: Recipient, now: float) -> None:
+        """What is sent to one node counts if it comes after a HELLO that was sent to it alone lately."""
+        if recipient.to == EVERYBODY or now - self._greeted.get(recipient.to, float("-inf")) < HELLO_S:
+            return
+        self._bound_streams()
+        self._greeted[recipient.to] = now
+        self._say(self.peering.hello(now), recipient)
+
+    def _say(self, hello: tuple[tuple[int, int], ...], recipient: Recipient) -> None:
+        self._send(Kind.HELLO, recipient, len(hello), flowsync.heard_body(hello))
+
+    def _bound_streams(self) -> None:
+        """A peer may start again without end. No number of a stream is ever used twice."""
+        if len(self._sequences) >= MOST_STREAMS:
+            everybody = self._sequences[EVERYBODY]
+            self._first = max(self._sequences.values())
+            self._sequences = Counter({EVERYBODY: everybody})
+            self._greeted.clear()
+
     def _send(self, kind: Kind, recipient: Recipient, count: int = 0, body: bytes | memoryview = b"") -> None:
-        sequence = self._sequences[recipient.to]
+        sequence = self._sequences.get(recipient.to, self._first)
         self._sequences[recipient.to] = sequence + 1
         data = self._codec.seal(kind, recipient.to, sequence, count, body)
         self._transport.send(data, recipient.address)
@@ -125,8 +148,9 @@ class Exchange:
         for action in self.peering.tick(now):
             match action:
                 case Hello(heard):
-                    self._send(Kind.HELLO, ALL, len(heard), flowsync.heard_body(heard))
+                    self._say(heard, ALL)
                 case AskForCopy(node, boot):
+                    self._greet(self._recipient(node, boot), now)
                     self._send(Kind.COPY, self._recipient(node, boot))
                 case GiveCopy(node, boot):
                     recipient = self._recipient(node, boot)
