@@ -2,7 +2,7 @@
 
 startup -> main loop -> shutdown. Packets flow before routes are announced, and routes are withdrawn before
 packets stop. Cancelling or killing takes nothing down: the data plane stays attached, ExaBGP keeps its
-routes for `hold`, and the next run takes both over.
+routes for `hold`, flows are shared as long, and the next run takes over.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from vc5py.loading import Loaded
 from vc5py.model import Config, IPAddress, RhiConfig
 from vc5py.rhi.speaker import Machine, Speaker
 from vc5py.routes import Routes
+from vc5py.sharer_child import Host as SharerHost
 from vc5py.sharing import Secrets, Sharing, flow_key, is_on, order_for, read_secrets, why_off
 from vc5py.web.server import serve as serve_metrics
 
@@ -98,24 +99,29 @@ def _speaker(driver: Driver, address: IPv4Address, state_dir: Path, rhi: RhiConf
     return Speaker(rhi, machine, state_dir / "rhi")
 
 
-def _sharing(config: Config, secrets: Secrets, driver: Driver, address: IPv4Address) -> Sharing:
+def _sharing(
+    config: Config, secrets: Secrets, driver: Driver, address: IPv4Address, state_dir: Path
+) -> Sharing:
     order = order_for(config, secrets, driver, address) if is_on(config) else None
-    return Sharing(order, driver.dataplane.disturb)
+    return Sharing(order, driver.dataplane.disturb, SharerHost(state_dir))
 
 
 def _parts(loaded: Loaded, options: Options, driver: Driver, secrets: Secrets) -> Parts:
     address = _own_address(driver, options.address)
     routes = Routes(loaded.config.rhi, partial(_speaker, driver, address, options.state_dir))
     bfd = Supervisor(options.state_dir / "bfd", routes.set_reachable)
-    sharing = _sharing(loaded.config, secrets, driver, address)
+    sharing = _sharing(loaded.config, secrets, driver, address, options.state_dir)
     return Parts(loaded, driver, routes, Memory(options.data_dir), address, bfd, sharing)
 
 
 async def _shutdown(parts: Parts) -> None:
-    """Withdraw, wait, detach. BFD goes after the routes, and says so, lest it be taken for a failure."""
+    """Withdraw, wait, detach. BFD goes after the routes, and says so, lest it be taken for a failure. Flows
+    that begin until then are shared.
+    """
     _log.info("stopping")
     if await parts.routes.shutdown():
         await asyncio.sleep(DRAIN_S)
+    await parts.sharing.shutdown()
     await parts.bfd.shutdown()
     await parts.driver.detach()
 

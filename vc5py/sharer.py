@@ -2,9 +2,13 @@
 
 A process of its own, because a million flows a second take a good part of a CPU, and the balancer's event
 loop must not wait for them. It shares the maps' memory with the balancer, decides nothing, and keeps nothing
-that can't be had again: killed at any moment, it loses time and no more. On standard input, whose end is its
-own, it is told what it needs in one line of JSON, and later in others that somebody waits for a copy; on
-standard output it reports, a line of JSON each.
+that can't be had again: killed at any moment, it loses time and no more. On standard input it is told what it
+needs in one line of JSON, and later in others that somebody waits for a copy, or another `hold`; on standard
+output it reports (sharer_messages.py).
+
+When either ends the director has died without a word, while packets go on by the maps, and routers send them
+for `hold`. So it shares flows for as long, then the kernel ends it, whatever it does. The next director ends
+it sooner, by SIGTERM, as one does that stops in order.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import base64
 import json
 import os
 import select
+import signal
 import sys
 import time
 from collections import deque
@@ -49,7 +54,9 @@ _MOST_STRAYS = 1 << 15  # in one report
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to do, as `sharing` writes it. `fds`: the maps'. `program`: file descriptor of vc5_learn."""
+    """What to do, as `sharing` writes it. `fds`: the maps'. `program`: file descriptor of vc5_learn.
+    `hold_s`: how long to go on without a director.
+    """
 
     fds: Mapping[str, int]
     sizes: Sizes
@@ -60,6 +67,7 @@ class Order:
     node: int
     keys: tuple[Key, ...]
     datagram: int
+    hold_s: float = 0.0
 
     def to_json(self) -> str:
         places = self.places
@@ -78,6 +86,7 @@ class Order:
                 "node": self.node,
                 "keys": [(key.material.hex(), key.id) for key in self.keys],
                 "datagram": self.datagram,
+                "hold_s": self.hold_s,
             }
         )
 
@@ -96,6 +105,7 @@ class Order:
             node=said["node"],
             keys=tuple(Key(bytes.fromhex(material), id_) for material, id_ in said["keys"]),
             datagram=said["datagram"],
+            hold_s=said["hold_s"],
         )
 
 
@@ -219,11 +229,6 @@ class Sharer:
         }
 
 
-def _say(what: str, value: object) -> None:
-    sys.stdout.write(json.dumps({what: value}) + "\n")
-    sys.stdout.flush()
-
-
 def start(order: Order, now: float) -> tuple[Sharer, Transport]:
     boot = int.from_bytes(os.urandom(8), "little")
     transport = Transport(order.places)
@@ -232,86 +237,123 @@ def start(order: Order, now: float) -> tuple[Sharer, Transport]:
     return Sharer(order, Exchange(codec, transport, peering, order.datagram), now), transport
 
 
-def _tell_strays(sharer: Sharer, now: float) -> None:
-    strays = sharer.strays(now)
-    if len(strays):
-        _say("strays", base64.b64encode(strays.tobytes()).decode())
+class Director:
+    """Who has started us: lines in, as soon as they are there, and out. `gone`, once either has ended. Both
+    wait: `read` where there is nothing, `say` where nobody takes it.
+    """
 
-
-class Lines:
-    """Standard input: each line as soon as it is there. Blocks where there is nothing to read."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, reading: int, writing: int) -> None:
+        self.fd = reading
+        self._writing = writing
         self._rest = b""
         self._lines: deque[bytes] = deque()
-        self.ended = False
+        self.gone = False
 
     def read(self) -> None:
-        data = os.read(self.fd, 1 << 16)
-        self.ended = not data
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except ConnectionError:
+            data = b""
+        self.gone = self.gone or not data
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._lines.extend(lines)
 
     def take(self) -> bytes | None:
         return self._lines.popleft() if self._lines else None
 
-
-def _obey(sharer: Sharer, orders: Lines) -> bool:
-    """Whether there was something to be done at once."""
-    told = False
-    while (line := orders.take()) is not None:
-        sharer.want_copy(json.loads(line)["copy"])
-        told = True
-    return told
-
-
-def _tell_wish(sharer: Sharer) -> None:
-    wish = sharer.granted()
-    if wish is not None:
-        _say("copied", wish)
+    def say(self, what: str, value: object) -> None:
+        left = json.dumps({what: value}).encode() + b"\n"
+        try:
+            while left and not self.gone:
+                left = left[os.write(self._writing, left) :]
+        except ConnectionError:
+            self.gone = True
 
 
-def _serve(sharer: Sharer, transport: Transport, orders: Lines) -> None:
-    """Until standard input ends."""
-    poll = select.poll()
-    for fd in (*transport.filenos(), orders.fd):
-        poll.register(fd, select.POLLIN)
-    due = reported = time.monotonic()
-    while True:
-        now = time.monotonic()
-        wait = FLUSH_S if sharer.exchange.queued else max(0.0, due - now)
-        if any(fd == orders.fd for fd, _ in poll.poll(wait * 1000)):
-            orders.read()
-        if orders.ended:
-            return
-        now = time.monotonic()
+def _outlive(hold_s: float) -> bool:
+    """Whether there is any time left without a director. The kernel ends us after it."""
+    if hold_s <= 0:
+        return False
+    print(f"the director has gone: flows are shared for {hold_s:g} s more", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, hold_s)
+    return True
+
+
+class Service:
+    """Until the director has gone, and for `hold` more."""
+
+    def __init__(self, sharer: Sharer, transport: Transport, director: Director, hold_s: float) -> None:
+        self._sharer, self._transport, self._director = sharer, transport, director
+        self._hold_s = hold_s
+        self._due = self._reported_at = time.monotonic()
+        self._poll = select.poll()
+        for fd in (*transport.filenos(), director.fd):
+            self._poll.register(fd, select.POLLIN)
+
+    def run(self) -> None:
+        alone = False
+        while True:
+            self._wait()
+            if self._director.gone and not alone:
+                alone = True
+                self._poll.unregister(self._director.fd)
+                if not _outlive(self._hold_s):
+                    return
+            self._work(time.monotonic())
+
+    def _wait(self) -> None:
+        """Until something has come, or is to be done."""
+        wait_s = FLUSH_S if self._sharer.exchange.queued else max(0.0, self._due - time.monotonic())
+        if any(fd == self._director.fd for fd, _ in self._poll.poll(wait_s * 1000)):
+            self._director.read()
+
+    def _work(self, now: float) -> None:
+        sharer = self._sharer
         sharer.receive(now)
-        _tell_strays(sharer, now)
-        _tell_wish(sharer)
-        if _obey(sharer, orders) or now >= due:
-            due = now + TICK_S
+        self._tell_what_came(now)
+        if self._obey() or now >= self._due:
+            self._due = now + TICK_S
             sharer.step(now)
         sharer.exchange.flush(now)
-        if now - reported >= REPORT_S:
-            reported = now
-            _say("report", sharer.report(now) | {"failed": transport.failed})
+        if now - self._reported_at >= REPORT_S:
+            self._reported_at = now
+            self._director.say("report", sharer.report(now) | {"failed": self._transport.failed})
+
+    def _tell_what_came(self, now: float) -> None:
+        strays = self._sharer.strays(now)
+        if len(strays):
+            self._director.say("strays", base64.b64encode(strays.tobytes()).decode())
+        wish = self._sharer.granted()
+        if wish is not None:
+            self._director.say("copied", wish)
+
+    def _obey(self) -> bool:
+        """Whether there was something to be done at once."""
+        told = False
+        while (line := self._director.take()) is not None:
+            said = json.loads(line)
+            self._hold_s = said.get("hold_s", self._hold_s)
+            if "copy" in said:
+                self._sharer.want_copy(said["copy"])
+                told = True
+        return told
 
 
 def main() -> int:
-    orders = Lines(sys.stdin.fileno())
-    while (first := orders.take()) is None:
-        orders.read()
-        if orders.ended:
+    director = Director(sys.stdin.fileno(), sys.stdout.fileno())
+    while (first := director.take()) is None:
+        director.read()
+        if director.gone:
             return 0
     order = Order.from_json(first.decode())
     try:
         sharer, transport = start(order, time.monotonic())
     except PeerError as error:
-        _say("error", str(error))
+        director.say("error", str(error))
         return 1
-    _say("ready", flowsync.VERSION)
-    _serve(sharer, transport, orders)
+    director.say("ready", flowsync.VERSION)
+    Service(sharer, transport, director, order.hold_s).run()
     return 0
 
 

@@ -1,56 +1,53 @@
 """Flow sharing as the balancer has it: keeps the process that does it (`sharer`) running, hears its reports.
 
-Reads the cluster's secrets, tells the process what it needs, and starts it again when it ends, or when that
-has changed. The balancer can live without it: its death costs the peers' knowledge of the last moments, and
-no packet. Invariants: a secret is in no log, no argument and no environment of ours; the process gets it over
-a pipe. What flows are named by never changes while the balancer lives.
+Reads the cluster's secrets, tells the process what it needs, and starts it again when it ends, talks
+nonsense, couldn't be started, or when that has changed. The balancer can live without it: its death costs the
+peers' knowledge of the last moments, and no packet. It outlives a balancer that isn't stopped in order by
+`hold`; the next one ends it before it starts its own. Invariants: a secret is in no log, no argument and no
+environment of ours; the process gets it over a socket. What flows are named by never changes while the
+balancer lives. At most one process, and whatever becomes of that, `run` goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
-import os
 import socket
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vc5py import credentials
+from vc5py import credentials, sharer_messages
 from vc5py.core import flowsync
 from vc5py.core.flowhash import FlowKey
 from vc5py.core.flowsync import Key
 from vc5py.core.peering import SILENCE_S
 from vc5py.dataplane.driver import Driver
-from vc5py.errors import PeerError, SecretError
+from vc5py.errors import PeerError, SecretError, Vc5Error
 from vc5py.model import Cluster, Config, IPAddress
 from vc5py.peers.transport import Places
 from vc5py.sharer import Order
+from vc5py.sharer_child import Child, Host
+from vc5py.sharer_messages import Copied, Ready, Report, Strays, Trouble
 from vc5py.snapshot import PeerSnapshot, SharingSnapshot
 
 _log = logging.getLogger(__name__)
 
-PROGRAM = (sys.executable, "-P", "-m", "vc5py.sharer")
 STEADY_S = 10.0  # a process that has lived for so long begins with the shortest wait again
 WAITS_S = (0.2, 1.0, 5.0)
-STOP_S = 1.0
+HOLD_S = 30.0  # where there are no routes, which have a hold of their own
 NOT_YET = (
     "flows are named by another secret than the cluster's until the next start: until then 'cluster' and"
     " 'multicast' are as before"
 )
-_LINE = 1 << 20
 _MACHINE_ID = Path("/etc/machine-id")
-_COUNTERS = ("datagrams_sent", "bytes_sent", "sent", "received", "missed", "lost", "failed", "cpu_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +132,12 @@ def order_for(config: Config, secrets: Secrets, driver: Driver, address: IPAddre
         node=flowsync.node_id(f"{_machine()} {address}"),
         keys=secrets.keys,
         datagram=cluster.datagram,
+        hold_s=_hold_s(config),
     )
+
+
+def _hold_s(config: Config) -> float:
+    return config.rhi.hold_s if config.rhi is not None else HOLD_S
 
 
 @dataclass(slots=True)
@@ -147,22 +149,27 @@ class _Totals:
     results: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
 
-    def add(self, report: Mapping[str, Any]) -> None:
+    def add(self, report: Report) -> None:
         """The last report of a process that has ended."""
-        self.numbers.update({name: report.get(name, 0) for name in _COUNTERS})
-        self.datagrams.update(report.get("datagrams", {}))
-        self.results.update(report.get("results", {}))
+        self.numbers.update(report.numbers)
+        self.datagrams.update(report.datagrams)
+        self.results.update(report.results)
 
 
 class Sharing:
-    """`order` None: flows are not shared. `disturb` is told of flows in slots of other backends."""
+    """`order` None: flows are not shared. `disturb` is told of flows in slots of other backends. `host` None:
+    they never are.
+    """
 
-    def __init__(self, order: Order | None, disturb: Callable[[NDArray[np.uint32]], None]) -> None:
+    def __init__(
+        self, order: Order | None, disturb: Callable[[NDArray[np.uint32]], None], host: Host | None
+    ) -> None:
         self._order = order
         self._disturb = disturb
-        self._process: asyncio.subprocess.Process | None = None
+        self._host = host
+        self._child: Child | None = None
         self._changed = asyncio.Event()
-        self._report: dict[str, Any] = {}
+        self._report: Report | None = None
         self._reported_at = 0.0
         self.has_had_peers = False  # since flows are shared
         self._wish = self._granted = 0
@@ -179,14 +186,18 @@ class Sharing:
         if not is_on(config):
             return None, tuple(filter(None, [why_off(config)]))
         if secrets.flow_key != named_by:
-            return self._order, (NOT_YET,)
+            now = self._order
+            return now and replace(now, hold_s=_hold_s(config)), (NOT_YET,)
         return order_for(config, secrets, driver, address), ()
 
     def configure(self, order: Order | None) -> None:
         """From now on this one; a process with another is exchanged for a new one."""
-        if self._order == order:
+        before, self._order = self._order, order
+        if before == order:
             return
-        self._order = order
+        if before is not None and order is not None and replace(before, hold_s=order.hold_s) == order:
+            self._tell(json.dumps({"hold_s": order.hold_s}))
+            return
         self.has_had_peers = self.has_had_peers and order is not None
         self._trouble = ""
         self._changed.set()
@@ -195,64 +206,82 @@ class Sharing:
     # The process
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, which leaves the process to itself."""
         failures = 0
         while True:
             self._changed.clear()
             began = time.monotonic()
-            if self._order is not None:
-                await self._live(self._order)
-                self._totals.restarts += 1
-            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            why = await self._live()
+            failures = 0 if time.monotonic() - began > STEADY_S or not why else failures + 1
             wait_s = WAITS_S[min(failures, len(WAITS_S)) - 1] if failures else 0.0
-            await self._wait_for_change(wait_s if self._order is not None else None)
+            self._complain(why, wait_s)
+            await self._wait_for_change(wait_s if why or self._order is not None else None)
+
+    async def shutdown(self) -> None:
+        """Ends the process, after `run` has ended."""
+        if self._host is not None:
+            try:
+                await self._host.clear()
+            except (Vc5Error, OSError) as error:
+                _log.warning("flow sharing does not end reason=%s", error)
 
     async def _wait_for_change(self, timeout_s: float | None) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
 
-    async def _live(self, order: Order) -> None:
-        """One process, from its start to its end, which comes when there is another order."""
-        process = await asyncio.create_subprocess_exec(
-            *PROGRAM,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(*order.fds.values(), order.program),
-            limit=_LINE,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-        )
-        self._process = process
-        self._tell(order.to_json())  # the first thing it hears, whoever else has something to say
-        listening = asyncio.create_task(self._converse(process), name="sharer")
+    async def _live(self) -> str:
+        """One process, from its start to its end. Why it ended; empty where that was our wish."""
+        try:
+            if self._order is not None:
+                return await self._serve(self._order)
+            if self._host is not None:
+                await self._host.end()
+        except (Vc5Error, OSError, ValueError) as error:
+            return str(error)
+        return ""
+
+    def _complain(self, why: str, wait_s: float) -> None:
+        """Once for each reason, until it works again."""
+        if why and why != self._trouble:
+            _log.error("flow sharing interrupted reason=%s retry_s=%g", why, wait_s)
+        self._trouble = why or self._trouble
+
+    async def _serve(self, order: Order) -> str:
+        assert self._host is not None
+        child = self._child = await self._host.start((*order.fds.values(), order.program))
+        self._tell((self._order or order).to_json())  # the first that it hears; it may be another by now
+        listening = asyncio.create_task(self._converse(child), name="sharer")
         changed = asyncio.create_task(self._changed.wait(), name="sharing-changed")
         try:
             await asyncio.wait((listening, changed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._process = None
+            self._child = None
+            child.leave()
             for task in (listening, changed):
                 task.cancel()
             await asyncio.wait((listening, changed))
-            self._totals.add(self._report)
-            self._report = {}
-            await _end(process)
-        if not listening.cancelled():
-            listening.result()
-            if not self._trouble:
-                _log.warning("flow sharing ended status=%s", process.returncode)
+            self._totals.add(self._report or Report())
+            self._totals.restarts += 1
+            self._report = None
+        await self._host.end()
+        if listening.cancelled():
+            return ""
+        return ": ".join(filter(None, (f"its process {listening.result()}", self._host.last_words())))
 
-    async def _converse(self, process: asyncio.subprocess.Process) -> None:
-        """Until it ends."""
-        assert process.stdout is not None
+    async def _converse(self, child: Child) -> str:
+        """Until it ends; how it did. Raises ValueError, OSError, PeerError."""
         if self._wish > self._granted:
             self._tell_wish()
-        async for line in process.stdout:
-            self._hear(line)
+        with suppress(ConnectionError):  # it has died before it read all
+            async for line in child.reader:
+                if line.endswith(b"\n"):  # else it has died while it spoke
+                    self._hear(line)
+        return await child.how_it_ended()
 
     def _tell(self, line: str) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with suppress(ConnectionError, RuntimeError):  # it ends just now
-                self._process.stdin.write(line.encode() + b"\n")
+        if self._child is not None:
+            self._child.tell(line)
 
     # Copies
 
@@ -272,31 +301,29 @@ class Sharing:
         return self._granted >= wish or not is_heard
 
     def _hear(self, line: bytes) -> None:
-        ((what, said),) = json.loads(line).items()
-        if what == "strays":
-            self._disturb(np.frombuffer(base64.b64decode(said), dtype=np.uint32))
-        elif what == "copied":
-            self._granted = said
-        elif what == "report":
-            self._report, self._reported_at = said, time.monotonic()
-            self.has_had_peers = self.has_had_peers or bool(said.get("peers"))
-        elif what == "error":
-            if said != self._trouble:
-                _log.error("flow sharing error=%s", said)
-            self._trouble = said
-        elif what == "ready":
-            self._trouble = ""
-            _log.info("flow sharing begins version=%s", said)
+        match sharer_messages.parse(line):
+            case Strays(words):
+                self._disturb(words)
+            case Copied(wish):
+                self._granted = min(wish, self._wish)
+            case Report() as report:
+                self._report, self._reported_at = report, time.monotonic()
+                self.has_had_peers = self.has_had_peers or bool(report.peers)
+            case Trouble(text):
+                raise PeerError(text)
+            case Ready(version):
+                self._trouble = ""
+                _log.info("flow sharing begins version=%s", version)
 
     # What is shown
 
     def snapshot(self) -> SharingSnapshot:
-        report, totals = self._report, _Totals(*(_copy(self._totals)))
+        report, totals = self._report or Report(), _Totals(*(_copy(self._totals)))
         totals.add(report)
         numbers = totals.numbers
         return SharingSnapshot(
             enabled=self._order is not None,
-            running=bool(report),
+            running=self._report is not None,
             restarts=totals.restarts,
             datagrams=totals.datagrams,
             datagrams_sent=numbers["datagrams_sent"],
@@ -307,8 +334,8 @@ class Sharing:
             results=totals.results,
             missed=numbers["missed"],
             lost=numbers["lost"],
-            ambiguous=report.get("ambiguous", 0),
-            copied=report.get("copied", False),
+            ambiguous=report.ambiguous,
+            copied=report.copied,
             cpu_s=numbers["cpu_s"],
             peers=self._peers(),
         )
@@ -323,10 +350,8 @@ class Sharing:
 
     def _peers(self) -> tuple[PeerSnapshot, ...]:
         since = time.monotonic() - self._reported_at
-        return tuple(
-            PeerSnapshot(node, said["address"], said["age_s"] + since)
-            for node, said in sorted(self._report.get("peers", {}).items())
-        )
+        peers = self._report.peers if self._report is not None else ()
+        return tuple(PeerSnapshot(peer.node, peer.address, peer.age_s + since) for peer in peers)
 
 
 def _copy(totals: _Totals) -> tuple[Counter[str], Counter[str], Counter[str], int]:
@@ -340,17 +365,4 @@ def _shown(order: Order) -> str:
 
 
 def not_shared() -> Sharing:
-    return Sharing(None, lambda _: None)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """The end of its input is the process's end; one that doesn't care is killed."""
-    if process.stdin is not None:
-        process.stdin.close()
-    try:
-        async with asyncio.timeout(STOP_S):
-            await process.wait()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    return Sharing(None, lambda _: None, None)

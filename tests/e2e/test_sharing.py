@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.operating import Editor, command, config_file, edited
+from tests.e2e.operating import Editor, command, command_line, config_file, edited, main_process, state_dir
 from tests.e2e.test_restart import until
+from vc5py.control import client
 from vc5py.lab import nodes
 from vc5py.lab.assembly import Lab
 from vc5py.lab.layout import ALL_VIPS, BALANCERS, SERVICE, Host, Layout
@@ -23,6 +24,7 @@ from vc5py.lab.traffic import Downloads
 
 GROUP = "239.255.5.9:9999"
 CONNECTIONS = 12
+FIRST_KEY, SECOND_KEY = "the first key of the lab\n", "the second key of the lab\n"
 
 
 def secret_file(lab: Lab) -> Path:
@@ -37,13 +39,17 @@ def sharing_lab() -> Iterator[Lab]:
         def configuration(balancer: Host) -> str:
             settings = yaml.safe_load(plain(balancer))
             settings["multicast"] = GROUP
-            settings["cluster"] = {"secret_file": str(secret_file(lab)), "keys_file": str(keys_file(lab))}
+            settings["cluster"] = {
+                "secret_file": str(secret_file(lab)),
+                "keys_file": str(keys_file(lab, balancer)),
+            }
             return yaml.safe_dump(settings, sort_keys=False)
 
         patch.setattr(nodes, "balancer_configuration", configuration)
         lab.put_up()
         secret_file(lab).write_text("a secret of the lab that nobody else knows\n")
-        keys_file(lab).write_text("the first key of the lab\n")
+        for balancer in BALANCERS:
+            keys_file(lab, balancer).write_text(FIRST_KEY)
         lab.start_balancers()
         for vip in ALL_VIPS:
             wait_for_next_hops(lab, *BALANCERS, vip=vip)
@@ -51,8 +57,8 @@ def sharing_lab() -> Iterator[Lab]:
         yield lab
 
 
-def keys_file(lab: Lab) -> Path:
-    return lab.layout.directory / "sync.keys"
+def keys_file(lab: Lab, balancer: Host) -> Path:
+    return lab.layout.directory / f"{balancer.name}.keys"
 
 
 def number(lab: Lab, balancer: Host, name: str, **labels: str) -> float:
@@ -114,14 +120,29 @@ def test_killed_process_is_started_again_and_knows_its_peer(sharing_lab: Lab) ->
     until("a copy has come", lambda: number(lab, victim, "vc5_sync_copied") == 1)
 
 
-def test_keys_rotate_by_reload_and_sharing_goes_on(sharing_lab: Lab) -> None:
+def shares(lab: Lab, balancer: Host) -> bool:
+    """Its present process has had a copy of the other one, so they have heard each other."""
+    return number(lab, balancer, "vc5_sync_copied") == 1 and hear_each_other(lab)
+
+
+def test_keys_rotate_by_reload_node_by_node_and_sharing_goes_on(sharing_lab: Lab) -> None:
+    """The new key second everywhere, then first, then the old one removed; no datagram has an unknown key."""
     lab = sharing_lab
-    for keys in ("the first key of the lab\nthe second key of the lab", "the second key of the lab"):
-        keys_file(lab).write_text(keys)
+    until("they hear each other", lambda: hear_each_other(lab))
+    for keys in (FIRST_KEY + SECOND_KEY, SECOND_KEY + FIRST_KEY, SECOND_KEY):
         for balancer in BALANCERS:
-            done = command(lab, balancer, "reload")
-            assert done.returncode == 0, done.stderr
-        until("they hear each other", lambda: hear_each_other(lab))
+            use_keys(lab, balancer, keys)
+    for balancer in BALANCERS:
+        assert number(lab, balancer, "vc5_sync_datagrams_total", outcome="key") == 0
+        assert number(lab, balancer, "vc5_sync_datagrams_total", outcome="accepted") > 0
+
+
+def use_keys(lab: Lab, balancer: Host, keys: str) -> None:
+    before = sharers(lab, balancer)
+    keys_file(lab, balancer).write_text(keys)
+    assert client.ask(state_dir(lab, balancer), "POST", "/v1/reload").good
+    until("another process", lambda: sharers(lab, balancer) not in ([], before))
+    until("it shares", lambda: shares(lab, balancer))
 
 
 # Reloads
@@ -254,3 +275,48 @@ def written(lab: Lab) -> Iterator[str]:
             if file.is_file() and "bpf" not in file.parts:
                 with suppress(FileNotFoundError):  # some are there for a moment only
                     yield file.read_text(errors="replace")
+
+
+# The end: from here on one balancer after the other goes
+
+
+def test_killed_director_s_process_tells_flows(sharing_lab: Lab) -> None:
+    lab, (victim, other) = sharing_lab, BALANCERS
+    until("they hear each other", lambda: hear_each_other(lab))
+    process = sharers(lab, victim)
+    lab.kill_program(victim)
+    told = added(lab, other)
+    with Downloads(lab.layout, CONNECTIONS):
+        until("it tells of flows that began since", lambda: added(lab, other) > told)
+    assert sharers(lab, victim) == process
+
+
+def added(lab: Lab, balancer: Host) -> float:
+    return number(lab, balancer, "vc5_sync_flows_total", result="added")
+
+
+@pytest.mark.long
+def test_next_director_has_a_process_of_its_own_and_never_two(sharing_lab: Lab) -> None:
+    lab, victim = sharing_lab, BALANCERS[0]
+    before = sharers(lab, victim)
+    lab.kill_program(victim)
+    assert sharers(lab, victim) == before
+    lab.start(victim)
+    beside = set[int]()
+
+    def exchanged() -> bool:
+        beside.add(len(sharers(lab, victim)))
+        return sharers(lab, victim) not in ([], before)
+
+    until("another process", exchanged)
+    until("it shares", lambda: shares(lab, victim))
+    assert max(beside) == 1
+
+
+def test_orderly_stop_ends_the_process_too(sharing_lab: Lab) -> None:
+    lab, leaving = sharing_lab, BALANCERS[1]
+    assert len(sharers(lab, leaving)) == 1
+    main = main_process(lab, leaving)
+    os.kill(main, signal.SIGTERM)
+    until("the balancer has ended", lambda: b"\0run\0" not in command_line(main))
+    assert sharers(lab, leaving) == []

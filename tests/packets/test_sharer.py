@@ -1,10 +1,17 @@
-"""The process that shares flows, two of them over a real link: multicast, unicast, loss, death."""
+"""The process that shares flows, two of them over a real link: multicast, unicast, loss, death, its own and
+its director's.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,12 +40,12 @@ def fresh(both: tuple[Node, Node]) -> tuple[Node, Node]:
     return both
 
 
-def made(node: Node, count: int = COUNT) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def made(node: Node, count: int = COUNT, first: int = 1) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Values and hashes of established flows, spread over the backends."""
     service = int(np.flatnonzero(node.ours.maps.services["identity"])[0])
     state = abi.FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT
     rest = abi.FLOW_VALID | node.ours.clock.now() << abi.FLOW_TICK_SHIFT | state | flows.owner(service, 0)
-    numbers = np.arange(1, count + 1, dtype=np.uint64)
+    numbers = np.arange(first, first + count, dtype=np.uint64)
     return np.uint64(rest) | numbers % np.uint64(16), numbers * np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -145,3 +152,73 @@ def test_port_that_is_taken_is_told(fresh: tuple[Node, Node]) -> None:
         assert process.popen.returncode == 1
         assert process.said == [{"error": f"can't share flows on port {PORT}: Address already in use"}]
         process.stop()
+
+
+# Without a director
+
+FOREVER_S = 3600.0
+SHORT_S = 0.5
+
+
+def lose_director(process: Process) -> None:
+    """As the kernel does when it dies; of it only the ear goes on, which nobody else has."""
+    assert process.popen.stdin is not None
+    process.popen.stdin.close()
+
+
+def test_flows_are_told_and_heard_without_a_director_until_the_next_one(fresh: tuple[Node, Node]) -> None:
+    first, second = fresh
+    processes = [node.start(replace(node.order(GROUP4), hold_s=FOREVER_S)) for node in fresh]
+    try:
+        for process in processes:
+            assert process.wait_for("copied", 1)["copied"]
+        for number, process in enumerate(processes, 1):
+            lose_director(process)
+            first.change(*made(first, first=number * COUNT))
+            wait_for_flows(second, number * COUNT)
+    finally:
+        for process in processes:
+            process.popen.terminate()
+            process.stop()
+    assert [process.popen.returncode for process in processes] == [-signal.SIGTERM] * 2
+
+
+def wait_for_flows(node: Node, count: int) -> None:
+    """Polls: memory that another process writes sends no event."""
+    give_up_at = time.monotonic() + WAIT_S
+    while node.flows() < count and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    assert node.flows() == count
+
+
+def test_nobody_shares_flows_for_longer_than_hold_without_a_director(fresh: tuple[Node, Node]) -> None:
+    """By the hold that was told last; and one that nobody hears any more has no director either."""
+    first, second = fresh
+    with entered(second.namespace):
+        order = replace(second.order(GROUP4), hold_s=SHORT_S)
+        unheard = subprocess.Popen(
+            [sys.executable, "-m", "vc5py.sharer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(*order.fds.values(), order.program),
+        )
+    process = first.start(replace(first.order(GROUP4), hold_s=FOREVER_S))
+    with unheard:
+        tell(unheard, order.to_json())
+        assert unheard.stdout is not None
+        assert b"ready" in unheard.stdout.readline()
+        unheard.stdout.close()
+        process.next_report()
+        tell(process.popen, json.dumps({"hold_s": SHORT_S}))
+        began = time.monotonic()
+        lose_director(process)
+        process.stop()
+        assert process.popen.returncode == -signal.SIGALRM
+        assert time.monotonic() - began >= SHORT_S
+        assert unheard.wait(WAIT_S) == -signal.SIGALRM
+
+
+def tell(popen: subprocess.Popen[bytes], line: str) -> None:
+    assert popen.stdin is not None
+    popen.stdin.write(line.encode() + b"\n")
+    popen.stdin.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,35 +15,52 @@ from vc5py.core.flowsync import RECORD, Codec, Key, cluster_id
 from vc5py.core.peering import Peering
 from vc5py.peers.exchange import Exchange
 from vc5py.peers.transport import Address, Transport
-from vc5py.sharer import Lines
+from vc5py.sharer import Director
 
 KEY, CLUSTER = Key.derive(b"the secret of the tests"), cluster_id("tests")
 US, THEM = (1, 11), (2, 22)
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[Lines, int]]:
-    reading, writing = os.pipe()
-    lines = Lines(reading)
-    yield lines, writing
-    os.close(reading)
-    if not lines.ended:
-        os.close(writing)
+def pair() -> Iterator[tuple[Director, socket.socket]]:
+    """The sharing process' view of its director, and the director's end."""
+    theirs, ours = socket.socketpair()
+    with theirs, ours:
+        yield Director(theirs.fileno(), theirs.fileno()), ours
 
 
-def test_lines_come_whole_however_they_are_cut(pipe: tuple[Lines, int]) -> None:
-    lines, writing = pipe
+def test_lines_come_whole_however_they_are_cut(pair: tuple[Director, socket.socket]) -> None:
+    director, ours = pair
     seen = []
     for piece in (b"one", b"\ntwo\nth", b"ree\n", b"rest"):
-        os.write(writing, piece)
-        lines.read()
-        while (line := lines.take()) is not None:
+        ours.send(piece)
+        director.read()
+        while (line := director.take()) is not None:
             seen.append((piece, line))
     assert seen == [(b"\ntwo\nth", b"one"), (b"\ntwo\nth", b"two"), (b"ree\n", b"three")]
-    os.close(writing)
-    assert not lines.ended
-    lines.read()
-    assert lines.ended
+    assert not director.gone
+    ours.close()
+    director.read()
+    assert director.gone
+
+
+def test_director_that_died_before_it_read_is_gone(pair: tuple[Director, socket.socket]) -> None:
+    director, ours = pair
+    director.say("report", {})
+    ours.close()  # with something unread: the other end is reset
+    director.read()
+    assert director.gone
+
+
+def test_what_nobody_hears_is_said_without_harm(pair: tuple[Director, socket.socket]) -> None:
+    director, ours = pair
+    director.say("copied", 1)
+    assert ours.recv(100) == b'{"copied": 1}\n'
+    assert not director.gone
+    ours.close()
+    for _ in range(2):
+        director.say("copied", 2)
+        assert director.gone
 
 
 @dataclass

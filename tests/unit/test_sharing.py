@@ -150,5 +150,6 @@ def test_order_survives_the_pipe() -> None:
         node=2,
         keys=(Key.derive(SECRET.encode()),),
         datagram=1400,
+        hold_s=3.5,
     )
     assert Order.from_json(order.to_json()) == order

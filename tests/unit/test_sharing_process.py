@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 
+from vc5py import sharer_child
 from vc5py import sharing as sharing_module
 from vc5py.core import flowsync
 from vc5py.core.flowhash import FlowKey
@@ -25,10 +25,11 @@ from vc5py.dataplane.driver import Driver
 from vc5py.dataplane.maps import Sizes
 from vc5py.dataplane.ticks import TickClock
 from vc5py.errors import PeerError
-from vc5py.model import Cluster, Config, MulticastGroup, Secret
+from vc5py.model import Cluster, Config, MulticastGroup, RhiConfig, Secret
 from vc5py.peers.transport import Places
 from vc5py.sharer import Order
-from vc5py.sharing import NOT_YET, Secrets, Sharing
+from vc5py.sharer_child import Host
+from vc5py.sharing import HOLD_S, NOT_YET, Secrets, Sharing
 
 SIZES = Sizes(64, 64, 256, 1024, 64, 64, 2, 64, 4096)
 ORDER = Order(
@@ -47,7 +48,7 @@ import json, sys
 notes = open(sys.argv[1], "a")
 for line in sys.stdin:
     said = json.loads(line)
-    print(json.dumps(said if "copy" in said else {"port": said["port"]}), file=notes, flush=True)
+    print(json.dumps({"port": said["port"]} if "port" in said else said), file=notes, flush=True)
     peers = {"1": {"age_s": 0.0, "address": "10.0.0.2"}}
     answer = {"copied": said["copy"]} if "copy" in said else {"report": {"peers": peers}}
     print(json.dumps(answer), flush=True)
@@ -71,17 +72,22 @@ async def until(happened: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def running(order: Order | None, directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+async def running(
+    order: Order | None, directory: Path, patch: pytest.MonkeyPatch, program: str = PROGRAM
+) -> AsyncIterator[Rig]:
+    """As in a balancer: it must not fail, and what it has started is ended by an orderly stop."""
     notes = directory / "notes"
     notes.touch()
-    patch.setattr(sharing_module, "PROGRAM", (sys.executable, "-c", PROGRAM, str(notes)))
-    rig = Rig(Sharing(order, lambda _: None), notes)
-    task = asyncio.create_task(rig.sharing.run())
-    try:
-        yield rig
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+    patch.setattr(sharer_child, "PROGRAM", ("-c", program, str(notes)))
+    rig = Rig(Sharing(order, lambda _: None, Host(directory)), notes)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(rig.sharing.run())
+        try:
+            yield rig
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            await rig.sharing.shutdown()
 
 
 def on_port(port: int) -> Order:
@@ -96,6 +102,16 @@ async def test_another_order_is_for_another_process(tmp_path: Path, monkeypatch:
         await until(lambda: rig.told() == [{"port": 1}, {"port": 2}])
         await until(rig.sharing.has_peers)
         assert rig.sharing.snapshot().restarts == 1
+
+
+async def test_another_hold_is_told_to_the_same_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(on_port(1), tmp_path, monkeypatch) as rig:
+        await until(rig.sharing.has_peers)
+        rig.sharing.configure(replace(on_port(1), hold_s=7.0))
+        await until(lambda: rig.told() == [{"port": 1}, {"hold_s": 7.0}])
+        assert rig.sharing.snapshot().restarts == 0
 
 
 async def test_off_and_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +162,8 @@ async def test_where_nobody_is_heard_no_copy_is_waited_for_for_long(
 async def test_process_that_ends_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(on_port(1), tmp_path, monkeypatch) as rig:
         await until(rig.sharing.has_peers)
-        process = rig.sharing._process
-        assert process is not None
-        process.kill()
+        assert rig.sharing._child is not None
+        rig.sharing._child.process.kill()
         await until(lambda: rig.told() == [{"port": 1}] * 2)
 
 
@@ -177,7 +192,7 @@ class Plane:
 def plan(
     config: Config, *, named_by: FlowKey | None = SECRETS.flow_key, now: Order | None = None
 ) -> tuple[Order | None, tuple[str, ...]]:
-    sharing = Sharing(now, lambda _: None)
+    sharing = Sharing(now, lambda _: None, None)
     return sharing.plan(config, SECRETS, named_by, cast(Driver, Plane()), ADDRESS)
 
 
@@ -197,9 +212,19 @@ def test_plan_without_anybody_to_share_with_says_so() -> None:
 
 
 def test_by_another_secret_all_stays_as_it_is() -> None:
-    for now in (ORDER, None):
+    for now in (replace(ORDER, hold_s=HOLD_S), None):
         for named_by in (FlowKey.derive(b"another secret of tests"), None):
             assert plan(CONFIG, named_by=named_by, now=now) == (now, (NOT_YET,))
+
+
+def test_hold_is_that_of_the_routes_where_there_are_any() -> None:
+    routed = replace(CONFIG, rhi=RhiConfig(65001, (), hold_s=7.0))
+    for config, hold_s in ((CONFIG, HOLD_S), (routed, 7.0)):
+        order, _ = plan(config)
+        assert order is not None
+        assert order.hold_s == hold_s
+        order, notes = plan(config, named_by=None, now=ORDER)
+        assert (order, notes) == (replace(ORDER, hold_s=hold_s), (NOT_YET,))
 
 
 def test_interface_that_is_not_there_is_refused() -> None:
