@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import builds
+from tests.e2e.arrivals import Arrivals
 from tests.e2e.conftest import HOLD_S
 from tests.e2e.test_restart import (
     answered_since,
@@ -88,25 +89,29 @@ def status_line(lab: Lab) -> str:
 
 
 def upgrade_under_load(lab: Lab, installed: Path, build: Path) -> str:
-    """Kills the running balancer and starts the build, with connections of all ages; returns what it says."""
+    """Kills the running balancer and starts the build, with connections of all ages; returns what it says. No
+    packet may be lost: TCP would make up for it, so they are counted, where they begin and where they end.
+    """
     namespace = lab.layout.namespace(NODE.name)
     since, old, before = since_s(lab.layout, NODE), xdp_program(namespace), starts(lab)
     counted = total(metrics(lab.layout, NODE), "vc5_real_packets_total")
-    with (
-        Load(lab.layout) as load,
-        Downloads(lab.layout, 8) as downloads,
-        sampled(lambda: xdp_program(namespace)) as programs,
-    ):
-        lab.wait_for("requests flow", answered_since(load))
-        assert downloads.under_way() == 8
-        command(lab, "drain", str(REALS[0].address))  # connections there stay: their slots are unstable
-        lab.kill_program(NODE)
-        upgrade(installed, build)
-        lab.start(NODE)
-        until("it has started", lambda: starts(lab) > before)
-        lab.wait_for("it is back", lambda: in_service(lab))
-        lab.wait_for("requests flow", answered_since(load))
-        assert downloads.completed() == 8
+    with Arrivals(lab, REALS) as arrivals:
+        with (
+            Load(lab.layout) as load,
+            Downloads(lab.layout, 8) as downloads,
+            sampled(lambda: xdp_program(namespace)) as programs,
+        ):
+            lab.wait_for("requests flow", answered_since(load))
+            assert downloads.under_way() == 8
+            command(lab, "drain", str(REALS[0].address))  # connections there stay: their slots are unstable
+            lab.kill_program(NODE)
+            upgrade(installed, build)
+            lab.start(NODE)
+            until("it has started", lambda: starts(lab) > before)
+            lab.wait_for("it is back", lambda: in_service(lab))
+            lab.wait_for("requests flow", answered_since(load))
+            assert downloads.completed() == 8
+        assert arrivals.none_is_lost() > 10_000
     command(lab, "reset", str(REALS[0].address))
     assert load.failed() == []
     assert list(dict.fromkeys(programs)) == [old, xdp_program(namespace)]
@@ -186,19 +191,21 @@ def test_killed_in_the_middle_of_an_upgrade_either_is_in_charge(
         lambda: xdp_program(namespace) != old,
         lambda: starts(lab) > before,
     ]
-    with Load(lab.layout) as load, Downloads(lab.layout, 8) as downloads:
-        lab.wait_for("requests flow", answered_since(load))
-        upgrade(installed, build)
-        for moment in moments:
+    with Arrivals(lab, REALS) as arrivals:
+        with Load(lab.layout) as load, Downloads(lab.layout, 8) as downloads:
+            lab.wait_for("requests flow", answered_since(load))
+            upgrade(installed, build)
+            for moment in moments:
+                lab.kill_program(NODE)
+                lab.start(NODE)
+                until("the moment has come", moment)
             lab.kill_program(NODE)
+            before = starts(lab)
             lab.start(NODE)
-            until("the moment has come", moment)
-        lab.kill_program(NODE)
-        before = starts(lab)
-        lab.start(NODE)
-        until("it has started", lambda: starts(lab) > before)
-        lab.wait_for("it is back", lambda: in_service(lab))
-        assert downloads.completed() == 8
+            until("it has started", lambda: starts(lab) > before)
+            lab.wait_for("it is back", lambda: in_service(lab))
+            assert downloads.completed() == 8
+        assert arrivals.none_is_lost() > 10_000
     assert load.failed() == []
     assert said(lab) == "adopted from an earlier run: program exchanged, maps kept"
     assert pinned(lab) == expected_pins(directory.name)

@@ -28,7 +28,8 @@ from tests.unit.checks_clock import (
     on_jumping_clock,
 )
 from vc5py.checks.result import ProbeResult, Reason
-from vc5py.checks.scheduler import Scheduler, fast_interval_s, next_due_s
+from vc5py.checks.scheduler import Scheduler, next_due_s
+from vc5py.core.detection import fast_interval_s
 from vc5py.model import BackendId, Check, CheckType, HttpRequest
 
 # --- cadence ---
@@ -250,6 +251,54 @@ async def test_hurry_never_postpones_and_ignores_the_unknown() -> None:
         await asyncio.sleep(0.2)
     assert world.starts[1][1:] == [pytest.approx(due)]
     assert world.starts[2] == []
+
+
+@on_jumping_clock
+async def test_results_are_reported_in_the_order_in_which_their_probes_began() -> None:
+    """The first one fails; the second is on its way when the third is refused, and succeeds after all."""
+    check = Check("web", CheckType.TCP, 80, interval_s=1.0, timeout_s=1.0, fall=3)
+    takes_s = itertools.chain([0.0, 1.0, 0.9, 0.0], itertools.repeat(0.0))
+    gives = itertools.chain([OK, TIMEOUT, REFUSED, OK], itertools.repeat(OK))  # as they end
+    world = World(takes_s=lambda _: next(takes_s), gives=lambda _: next(gives))
+    world.on_report = lambda: world.scheduler.hurry(backend(1), check, fast=not world.reports[-1][2].ok)
+    world.set_targets([1], check)
+    async with world.running():
+        await asyncio.sleep(10)
+    assert world.results_of(1)[:5] == [OK, TIMEOUT, OK, REFUSED, OK]
+    assert world.most_in_flight == 2
+    begun = world.starts[1]
+    assert gaps(begun)[:3] == [1.0, 1.0, 0.04]
+    assert set(gaps(begun)[5:]) == {1.0}, "when all is well it has its cadence again"
+
+
+@on_jumping_clock
+async def test_a_follow_up_that_waits_for_a_place_is_not_planned_again() -> None:
+    """Slow ones have one place here: the third waits for the second, which succeeds after all."""
+    check = Check("web", CheckType.TCP, 80, interval_s=1.0, timeout_s=0.9, fall=3)
+    takes_s = itertools.chain([0.9, 0.5, 0.9], itertools.repeat(0.0))
+    gives = itertools.chain([TIMEOUT, OK, TIMEOUT], itertools.repeat(OK))
+    world = World(takes_s=lambda _: next(takes_s), gives=lambda _: next(gives), limit=2)
+    world.on_report = lambda: world.scheduler.hurry(backend(1), check, fast=not world.reports[-1][2].ok)
+    world.set_targets([1], check)
+    async with world.running():
+        await asyncio.sleep(6)
+    assert gaps(world.starts[1])[:4] == [1.0, 0.5, 1.0, 1.0]
+    assert world.most_in_flight == 1
+
+
+@on_jumping_clock
+async def test_what_is_in_flight_counts_among_those_that_follow_a_failure() -> None:
+    """All but the second are silent: of the five failures that it takes then, three had begun before."""
+    check = Check("web", CheckType.TCP, 80, interval_s=1.0, timeout_s=2.0, fall=5)
+    takes_s = itertools.chain([2.0, 0.5], itertools.repeat(2.0))
+    gives = itertools.chain([TIMEOUT, OK], itertools.repeat(TIMEOUT))  # as they end
+    world = World(takes_s=lambda _: next(takes_s), gives=lambda _: next(gives))
+    world.on_report = lambda: world.scheduler.hurry(backend(1), check, fast=len(world.reports) < 7)
+    world.set_targets([1], check)
+    async with world.running():
+        await asyncio.sleep(1.0)
+        await asyncio.sleep(world.starts[1][0] + 6.0 - now_s())
+    assert gaps(world.starts[1]) == [2.0, 0.02, 0.01, 0.01, 2.0, 0.02]
 
 
 # --- limits and fairness ---

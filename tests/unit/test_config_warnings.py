@@ -94,19 +94,39 @@ CASES = [
         "services[0].sorry.checks: found no check: a real that is dead stays in service",
     ),
     (
-        one(check("tcp, interval: ▸1, timeout: 2")),
-        "services[0].checks[0].interval: found an interval of 1 s below the timeout of 2 s: while a real is"
+        one(check("tcp, interval: 1, timeout: ▸2")),
+        "services[0].checks[0].timeout: found a timeout of 2 s: a real that falls silent is out after up to"
+        " 7.5 s, not 3 intervals (3 s)",
+    ),
+    (
+        one(check("tcp, interval: 1, timeout: ▸1.1")),
+        "services[0].checks[0].timeout: found a timeout of 1.1 s: a real that falls silent is out after up to"
+        " 4.6 s, not 3 intervals (3 s)",
+    ),
+    (
+        one(check("tcp, fall: ▸1")),
+        "services[0].checks[0].fall: found a timeout of 1 s: a real that falls silent is out after up to"
+        " 3 s, not 1 interval (2 s)",
+    ),
+    (
+        one(check("tcp, pass: 4 of 5, interval: ▸1")),
+        "services[0].checks[0].interval: found a timeout of 1 s: a real that falls silent is out after up to"
+        " 3.25 s, not 2 intervals (2 s)",
+    ),
+    (
+        one(check("tcp, interval: ▸1, timeout: 1.5, fall: 4")),
+        "services[0].checks[0].interval: found an interval of 1 s below the timeout of 1.5 s: while a real is"
         " silent, it is probed less often than that",
     ),
     (
         "defaults: {interval: ▸0.5}\n" + one(check("tcp").replace(MARK, "")),
-        "defaults.interval: found an interval of 0.5 s below the timeout of 1 s: while a real is"
-        " silent, it is probed less often than that",
+        "defaults.interval: found a timeout of 1 s: a real that falls silent is out after up to 3.75 s, not"
+        " 3 intervals (1.5 s)",
     ),
     (
         one("timeout: ▸3", check("tcp").replace(MARK, "")),
-        "services[0].timeout: found an interval of 2 s below the timeout of 3 s: while a real is"
-        " silent, it is probed less often than that",
+        "services[0].timeout: found a timeout of 3 s: a real that falls silent is out after up to 12 s, not"
+        " 3 intervals (6 s)",
     ),
     (
         one(check("tcp, interval: ▸30, fall: 3")),
@@ -142,9 +162,9 @@ CASES = [
         "services[0].sorry: found no real that is enabled and has a weight: it can't serve",
     ),
     (
-        one("sorry: {reals: [10.0.1.3], checks: [{name: s, type: tcp, interval: ▸1, timeout: 2}]}"),
-        "services[0].sorry.checks[0].interval: found an interval of 1 s below the timeout of 2 s: while a"
-        " real is silent, it is probed less often than that",
+        one("sorry: {reals: [10.0.1.3], checks: [{name: s, type: tcp, interval: 1, timeout: ▸2}]}"),
+        "services[0].sorry.checks[0].timeout: found a timeout of 2 s: a real that falls silent is out after"
+        " up to 7.5 s, not 3 intervals (3 s)",
     ),
     (
         one("addr: [10.0.0.1, ▸10.9.9.9]"),

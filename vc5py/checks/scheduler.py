@@ -2,12 +2,14 @@
 
 Must not know: what a result leads to (it is handed to `report`), what a mark means to the data plane.
 
-Invariants: a target has at most one probe in flight; waiting targets cost an entry in a heap and no task;
-a target that stays keeps its cadence whatever happens to others; results of targets no longer wanted are
-dropped, and so are those of probes whose mark means another backend by then; nothing that a probe does ends
-the scheduler.
+Invariants: a target whose probes succeed has at most one in flight; one that began to fail may have more,
+lest a silent death take a timeout for each (`core.detection`); results are reported in the order in which
+their probes began; waiting targets cost an entry in a heap and no task; a target that stays keeps its cadence
+whatever happens to others; results of targets no longer wanted are dropped, and so are those of probes whose
+mark means another backend by then; nothing that a probe does ends the scheduler.
 
-The life of a target: heap (waits until it is due) -> fair queue (waits for a place) -> task -> heap.
+The life of a target: heap (waits until it is due) -> fair queue (waits for a place) -> task -> heap. While it
+fails it may be in the heap for the next probe already while a task has the one before.
 """
 
 from __future__ import annotations
@@ -25,13 +27,12 @@ from dataclasses import dataclass
 from vc5py import checks
 from vc5py.checks.queue import FairQueue
 from vc5py.checks.result import ProbeResult, Reason
+from vc5py.core.detection import fast_interval_s, follow_ups
 from vc5py.model import BackendId, Check, CheckType, IPAddress
 
 log = logging.getLogger(__name__)
 
 MAX_SPLAY_S = 1.0
-FASTEST_S = 0.1
-HURRY_FACTOR = 4
 LAGS = 2048
 PIECE = 1000
 SLOW_SHARE = 0.5
@@ -54,11 +55,22 @@ class SchedulerStats:
 
 
 @dataclass(slots=True, eq=False)
-class _Target:
-    """`due_s` is the time planned for the next probe, or of the present one (the event loop's clock).
+class _Flight:
+    """A probe that began then; `result` is None until it has ended."""
 
-    `turn` is the number of its one valid heap entry, None while it isn't in the heap. `group` and `name` are
-    made once: addresses are slow to print and to hash.
+    begun_s: float
+    result: ProbeResult | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Target:
+    """`due_s` is the time planned for the next probe, `beat_s` that of the last that began (the event loop's
+    clock).
+
+    `turn` is the number of its one valid heap entry, None while it isn't in the heap; `queued`: it waits for
+    a place. `flights`: the probes not reported yet, in the order of their beginning. `failing`: the last one
+    reported has failed; `deadlines`: until when those are to begin that follow the first such failure.
+    `group` and `name` are made once: addresses are slow to print and to hash.
     """
 
     backend: BackendId
@@ -70,19 +82,35 @@ class _Target:
     slow: bool = False
     wanted: bool = True
     turn: int | None = None
+    queued: bool = False
+    beat_s: float = 0.0
+    flights: tuple[_Flight, ...] = ()
+    failing: bool = False
+    deadlines: tuple[float, ...] = ()
 
     @property
     def interval_s(self) -> float:
         return fast_interval_s(self.check.interval_s) if self.fast else self.check.interval_s
 
+    def next_s(self, now_s: float) -> float | None:
+        """When to probe next; None if the probe in flight has to end first."""
+        deadline_s = self.deadlines[0] if self.fast and self.deadlines else None
+        if self.flights:
+            return deadline_s
+        beat_s = next_due_s(self.beat_s, self.interval_s, now_s)
+        return beat_s if deadline_s is None else min(beat_s, deadline_s)
+
+    def judge(self, flight: _Flight, ok: bool, now_s: float) -> None:
+        """Notes how a probe ended, those before it having been noted."""
+        if ok:
+            self.failing, self.deadlines = False, ()
+        elif not self.failing:
+            self.failing = True
+            self.deadlines = follow_ups(self.check, flight.begun_s, now_s)[len(self.flights) :]
+
 
 def _target(backend: BackendId, check: Check) -> _Target:
     return _Target(backend, check, str(backend.virtual_service), f"probe {backend} {check.name}")
-
-
-def fast_interval_s(interval_s: float) -> float:
-    """The interval while a state is changing: a quarter, at least 0.1 s, never longer than usual."""
-    return min(interval_s, max(FASTEST_S, interval_s / HURRY_FACTOR))
 
 
 def next_due_s(due_s: float, interval_s: float, now_s: float) -> float:
@@ -166,7 +194,7 @@ class Scheduler:
         if target is None or target.fast is fast:
             return
         target.fast = fast
-        if target.turn is None:  # in flight or about to be; planned anew afterwards
+        if target.flights or target.turn is None:  # in flight or about to be; planned anew afterwards
             return
         sooner_s = _now_s() + target.interval_s
         if sooner_s < target.due_s:
@@ -238,6 +266,7 @@ class Scheduler:
             _, turn, target = heapq.heappop(self._heap)
             if target.turn == turn:
                 target.turn = None
+                target.queued = True
                 self._queue.push(target.group, target, target.slow)
         self._start()
         self._arm()
@@ -249,21 +278,46 @@ class Scheduler:
             if not target.wanted:
                 self._queue.release(lane)
                 continue
-            self._lags_s.append(max(0.0, _now_s() - target.due_s))
-            self._tasks.create_task(self._attend(target, lane), name=target.name)
+            flight = self._begin(target)
+            self._tasks.create_task(self._attend(target, flight, lane), name=target.name)
 
-    async def _attend(self, target: _Target, lane: bool) -> None:
+    def _begin(self, target: _Target) -> _Flight:
+        flight = _Flight(_now_s())
+        self._lags_s.append(max(0.0, flight.begun_s - target.due_s))
+        target.queued, target.beat_s = False, target.due_s
+        target.flights += (flight,)
+        if target.deadlines:
+            target.deadlines = target.deadlines[1:]
+            self._replan(target)
+        return flight
+
+    def _replan(self, target: _Target) -> None:
+        """Afresh, as a probe began or ended."""
+        if target.queued:
+            return
+        due_s = target.next_s(_now_s())
+        if due_s is None:
+            target.turn = None
+        elif target.turn is None or target.due_s != due_s:
+            self._plan(target, due_s)
+
+    async def _attend(self, target: _Target, flight: _Flight, lane: bool) -> None:
         """One probe and all that follows from it."""
         try:
-            result = await self._probe(target)
-            if target.wanted:
-                self._deliver(target, result)
+            flight.result = await self._probe(target)
+            self._report_in_order(target)
         finally:
             self._queue.release(lane)
             if target.wanted:
-                self._plan(target, next_due_s(target.due_s, target.interval_s, _now_s()))
+                self._replan(target)
             self._start()
             self._arm()
+
+    def _report_in_order(self, target: _Target) -> None:
+        """The results that no probe in flight, begun before theirs, keeps waiting."""
+        while target.wanted and target.flights and (result := target.flights[0].result) is not None:
+            flight, target.flights = target.flights[0], target.flights[1:]
+            self._deliver(target, flight, result)
 
     async def _probe(self, target: _Target) -> ProbeResult:
         """Supervises a probe: a bug in one must not end the others."""
@@ -279,12 +333,13 @@ class Scheduler:
             log.exception("event=probe_crashed backend=%s check=%s", target.backend, target.check.name)
             return ProbeResult(False, Reason.INTERNAL, repr(error), 0.0)
 
-    def _deliver(self, target: _Target, result: ProbeResult) -> None:
+    def _deliver(self, target: _Target, flight: _Flight, result: ProbeResult) -> None:
         """Supervises `report` likewise. It may call `hurry` and `set_targets`."""
         self._probes[target.check.type, result.reason] += 1
         if result.reason is Reason.STALE:
             return
         target.slow = result.duration_s > target.check.timeout_s * SLOW_SHARE
+        target.judge(flight, result.ok, _now_s())
         try:
             self._report(target.backend, target.check, result)
         except Exception:

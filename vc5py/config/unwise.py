@@ -11,6 +11,7 @@ from collections import defaultdict
 
 from vc5py.config.report import Path
 from vc5py.config.view import View, parsed_address
+from vc5py.core.detection import LATENCY_S, failures, longest_s
 from vc5py.model import (
     AdminState,
     Check,
@@ -113,22 +114,34 @@ def _checks(view: View, path: Path, checks: tuple[Check, ...]) -> None:
 
 
 def _check(view: View, path: Path, check: Check) -> None:
-    if check.interval_s < check.timeout_s:
+    _detection(view, path, check)
+    if isinstance(check.detail, HttpRequest):
+        _http(view, path, check.detail)
+    if isinstance(check.detail, DnsQuestion) and check.detail.answer and check.detail.rcode != "noerror":
+        view.warn((*path, "answer"), f"found with rcode {check.detail.rcode}: such a response has no answers")
+
+
+def _detection(view: View, path: Path, check: Check) -> None:
+    """How long a dead real gets packets."""
+    count, longest = failures(check), longest_s(check)
+    expected_s = count * check.interval_s
+    if longest > expected_s + LATENCY_S:
+        place = _setting(view, path, ("timeout", "interval", "fall", "pass"))
+        view.warn(
+            place,
+            f"found a timeout of {check.timeout_s:g} s: a real that falls silent is out after up to"
+            f" {longest:g} s, not {count} interval{'' if count == 1 else 's'} ({expected_s:g} s)",
+        )
+    elif check.interval_s < check.timeout_s:
         place = _setting(view, path, ("interval", "timeout"))
         view.warn(
             place,
             f"found an interval of {check.interval_s:g} s below the timeout of {check.timeout_s:g} s:"
             " while a real is silent, it is probed less often than that",
         )
-    failures = check.fall if check.quorum is None else check.quorum[1] - check.quorum[0] + 1
-    slowest = failures * max(check.interval_s, check.timeout_s)
-    if slowest > _SLOW_S:
+    if longest > _SLOW_S:
         place = _setting(view, path, ("interval", "fall", "pass"))
-        view.warn(place, f"found {failures} failures to take a real down, which takes up to {slowest:g} s")
-    if isinstance(check.detail, HttpRequest):
-        _http(view, path, check.detail)
-    if isinstance(check.detail, DnsQuestion) and check.detail.answer and check.detail.rcode != "noerror":
-        view.warn((*path, "answer"), f"found with rcode {check.detail.rcode}: such a response has no answers")
+        view.warn(place, f"found {count} failures to take a real down, which takes up to {longest:g} s")
 
 
 def _setting(view: View, check: Path, keys: tuple[str, ...]) -> Path:
