@@ -24,6 +24,7 @@ from tests.unit.test_stability_model import (
     begin,
     play_health,
     play_random,
+    play_steady,
     unstable_slots,
 )
 from vc5py.dataplane.policy import SETTLE_S, Pace
@@ -140,6 +141,18 @@ def test_everything_settles_in_the_end(bench: KernelBench) -> None:
     bench.connections.clear()
     bench.pass_time(int(SETTLE_S) + 150, step_s=10)
     assert unstable_slots(bench) == 0
+
+
+def test_new_udp_flows_leave_a_drained_real(bench: KernelBench) -> None:
+    """They don't say that they are new, and come all the time."""
+    went = play_steady(bench, {0: "drain"}, restless=True)
+    assert went[0] == 0
+    assert any(connection.real == 0 for connection in bench.connections), "those it had go on"
+
+
+def test_new_udp_flows_reach_an_added_real(bench: KernelBench) -> None:
+    went = play_steady(bench, {4: "up"}, restless=False)
+    assert went[4] > 150, "of 1,000, by five reals"
 
 
 # Reloads

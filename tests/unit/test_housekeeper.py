@@ -16,6 +16,7 @@ from vc5py.dataplane.tables import TableArena, Tables
 WEB, DNS = 3, 5  # service indices
 TICK = 100
 PIECES = 8
+PATIENCE = 600
 
 
 class Bench:
@@ -26,7 +27,7 @@ class Bench:
         self.maps.settings["timeout"][0] = TIMEOUTS
         self.arena = TableArena(self.maps.slots, 1.0, 120.0)
         pace = Pace(sets=SIZES.flow_sets // pieces, budget_s=0.0, rest_s=10.0)
-        self.keeper = Housekeeper(self.maps, self.arena, 1.0, pace)
+        self.keeper = Housekeeper(self.maps, self.arena, 1.0, pace, PATIENCE)
         self.tables = Tables()
         self.turns = 0
 
@@ -35,6 +36,7 @@ class Bench:
         return [Subject(WEB, 4, self.tables.current), Subject(DNS, 2)]
 
     def work(self, now: float, *weighed: int) -> Freed:
+        self.arena.maintain(now)
         return self.keeper.work(now, TICK, self.subjects, weighed)
 
     def turn(self, now: float) -> Freed:

@@ -10,6 +10,7 @@ has talked for `PROVEN_S` before.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from types import SimpleNamespace
@@ -58,7 +59,7 @@ VIPS = (IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"))
 REALS = tuple(IPv4Address("10.0.0.10") + n for n in range(9))
 SAMPLE_TICKS = 64  # xdp/choose.h
 PROVEN_S = 200  # three sampled ticks
-INTERVALS_S = (1, 4, 30, 90)  # between a connection's packets; the longest is within SETTLE_S
+INTERVALS_S = (1, 4, 30, 90, 250)  # between a connection's packets; the longest is within UDP's timeout
 MODES = {"gone": None, "down": (False, 0), "drain": (True, 0), "up": (True, 1), "heavy": (True, 5)}
 
 # The flow table is read in eight calls of `maintain`, as large ones are in many.
@@ -96,14 +97,15 @@ class Connection:
     interval_s: float
     due_s: float
     real: int | None = None
+    until_s: float = float("inf")  # when the client is done
 
     def hash(self) -> int:
         return flow_hash(KEY, self.client, VIPS[self.service], self.port, 80, self.protocol.number)
 
 
-def array_maps(slot_lines: int = SIZES.slot_lines) -> Maps:
+def array_maps(slot_lines: int = SIZES.slot_lines, flow_sets: int = SIZES.flow_sets) -> Maps:
     """What `Maps` has for the control plane, without a kernel."""
-    s = replace(SIZES, slot_lines=slot_lines)
+    s = replace(SIZES, slot_lines=slot_lines, flow_sets=flow_sets)
     backend_counts = np.zeros((s.cpus, s.backends), abi.BACKEND_COUNT)
     maps = SimpleNamespace(
         sizes=s,
@@ -221,10 +223,20 @@ class Bench:
     def pass_time(self, seconds: int, *, step_s: int = 1, silent: bool = False) -> None:
         for _ in range(0, seconds, step_s):
             self.now_s += step_s
+            self.connections = [one for one in self.connections if one.until_s > self.now_s]
             for connection in self.connections:
                 if connection.due_s <= self.now_s and not silent:
                     self.talk(connection)
             self.dataplane.maintain(self.now_s)
+
+    def pass_busy_time(self, which: int, seconds: int) -> None:
+        """A new UDP flow every five seconds, each for a few minutes."""
+        for number in range(seconds // 5):
+            known = len(self.connections)
+            self.open(which, 1, Protocol.UDP, (30, 90, 250)[number % 3], syn=False)
+            for connection in self.connections[known:]:
+                connection.until_s = self.now_s + 260
+            self.pass_time(5, step_s=5)
 
     def all_talk(self) -> None:
         for connection in self.connections:
@@ -315,7 +327,8 @@ class Model:
         self._write(place, next_state.get(state, state), value & (1 << abi.FLOW_LOCAL_BITS) - 1)
 
     def _sets(self) -> tuple[int, int]:
-        return self.hash & SIZES.flow_sets - 1, self.hash >> 24 & SIZES.flow_sets - 1
+        mask = len(self.maps.flows) - 1
+        return self.hash & mask, self.hash >> 24 & mask
 
     def _places(self) -> list[Entry]:
         return [(index, way) for index in self._sets() for way in range(abi.FLOW_WAYS)]
@@ -351,6 +364,8 @@ def play(bench: Bench, step: Step) -> None:
             bench.change(which, modes)
         case ("pass", seconds, step_s):
             bench.pass_time(seconds, step_s=step_s)
+        case ("busy", which, seconds):
+            bench.pass_busy_time(which, seconds)
         case ("open", which, count, protocol, interval_s, syn):
             bench.open(which, count, protocol, interval_s, syn=syn)
         case ("restart",):
@@ -369,7 +384,7 @@ def play(bench: Bench, step: Step) -> None:
             raise AssertionError(step)
 
 
-SETTLE_FULLY_S = 240
+SETTLE_FULLY_S = int(SETTLE_S) + 120
 
 
 def unstable_slots(bench: Bench) -> int:
@@ -394,6 +409,7 @@ def random_step(source: random.Random, *, lossy: bool) -> Step:
         ("pass", source.randrange(1, 5), 1),
         ("pass", source.randrange(5, 120), source.choice([1, 3])),
         ("pass", 300, 10),
+        ("busy", which, source.choice([30, 120])),
         ("open", which, source.randrange(1, 20), protocol, source.choice(INTERVALS_S), source.random() < 0.8),
         ("open", which, source.randrange(1, 20), protocol, source.choice(INTERVALS_S), True),
         ("restart",),
@@ -435,6 +451,74 @@ def play_health(bench: Bench, seed: int, steps: int) -> None:
         play(bench, step)
 
 
+# New UDP flows don't say that they are new: they come all the time, and where they go in the end
+
+
+def new_flows(bench: Bench, count: int, *, stay: int) -> Counter[int | None]:
+    """Where so many go. The first of them stay, the others are heard of no more."""
+    known = len(bench.connections)
+    bench.open(0, count, Protocol.UDP, 90, syn=False)
+    went = Counter(connection.real for connection in bench.connections[known:])
+    del bench.connections[known + stay :]
+    return went
+
+
+def play_steady(bench: Bench, modes: dict[int, str], *, restless: bool) -> Counter[int | None]:
+    """Four reals, a change, and 24 new flows a second from when its slots could settle. `restless`: something
+    else changes every 100 s. Returns where 1,000 new flows go a minute after `SETTLE_S`.
+    """
+    bench.change(0, dict.fromkeys(range(4), "up"))
+    for interval_s in INTERVALS_S:
+        bench.open(0, 20, Protocol.UDP, interval_s, syn=False)
+    bench.pass_time(5)
+    bench.change(0, modes)
+    for second in range(0, int(SETTLE_S) + 60, 10):
+        if restless and second % 100 == 50:
+            bench.change(0, {3: "heavy" if second % 200 == 50 else "up"})
+        if second > SETTLE_S - 150:
+            new_flows(bench, 240, stay=2)
+        bench.pass_time(10, step_s=5)
+    return new_flows(bench, 1000, stay=0)
+
+
+def test_new_udp_flows_leave_a_drained_real() -> None:
+    bench = Bench(array_maps(flow_sets=1 << 13))
+    went = play_steady(bench, {0: "drain"}, restless=True)
+    assert went[0] == 0
+    assert any(connection.real == 0 for connection in bench.connections), "those it had go on"
+
+
+def test_new_udp_flows_reach_an_added_real() -> None:
+    went = play_steady(Bench(array_maps(flow_sets=1 << 13)), {4: "up"}, restless=True)
+    assert went[4] > 80, "of 1,000, by five reals of which one is heavy"
+
+
+def test_new_udp_flows_leave_a_drained_real_though_the_balancer_is_restarted() -> None:
+    """The time begins anew then: what the earlier run has seen isn't known."""
+    bench = Bench()
+    bench.change(0, dict.fromkeys(range(4), "up"))
+    bench.change(0, {0: "drain"})
+    bench.pass_time(300, step_s=10)
+    bench.restart()
+    bench.apply()
+    bench.pass_time(int(SETTLE_S) - 10, step_s=10)
+    assert new_flows(bench, 300, stay=0)[0]
+    bench.pass_time(70, step_s=10)
+    assert new_flows(bench, 300, stay=0)[0] == 0
+
+
+def test_flow_seen_once_may_be_silent_while_its_slot_settles() -> None:
+    """It has begun, at the previous real, just before the slot is closed; that isn't opened at once."""
+    bench = Bench()
+    bench.change(0, dict.fromkeys(range(4), "up"))
+    bench.change(0, {0: "drain"})
+    bench.pass_time(int(SETTLE_S) - 10, step_s=10)
+    bench.open(0, 200, Protocol.UDP, 10**9, syn=False)
+    assert any(connection.real == 0 for connection in bench.connections)
+    bench.pass_time(int(SETTLE_S) - 20, step_s=5)
+    bench.all_talk()
+
+
 modes = st.dictionaries(
     st.integers(0, len(REALS) - 1), st.sampled_from(sorted(MODES)), min_size=1, max_size=4
 )
@@ -452,6 +536,7 @@ step = st.one_of(
         st.sampled_from(INTERVALS_S),
         st.booleans(),
     ),
+    st.tuples(st.just("busy"), st.integers(0, 1), st.sampled_from([50, 150])),
     st.tuples(st.just("restart")),
     st.tuples(st.just("stop")),
 )

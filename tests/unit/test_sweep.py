@@ -17,6 +17,7 @@ from vc5py.dataplane.tables import TableArena, Tables, size
 SERVICE, OTHER = 1, 2
 ROOM = 4
 SETTLE_S = 120.0
+PATIENCE = 400
 
 
 class Bench:
@@ -41,12 +42,13 @@ class Bench:
         tick: int = NOW,
     ) -> Turn:
         subjects = [Subject(SERVICE, ROOM, self.tables.current), Subject(OTHER, 2)]
-        turn = Turn(self.table, self.slots.reshape(-1), subjects, doomed, look, TIMEOUTS)
+        turn = Turn(self.table, self.slots.reshape(-1), subjects, doomed, look, TIMEOUTS, PATIENCE)
         while not turn.done:
             turn.advance(sets, tick)
         return turn
 
     def look(self, now: float) -> Look:
+        self.arena.maintain(now)
         look = self.arena.look(now)
         assert look is not None
         return look
@@ -90,7 +92,7 @@ def test_part_of_a_turn_counts_what_it_has_read() -> None:
     bench = Bench()
     bench.flow(0, 0, 1, value_of(SERVICE, 2, state=4, tick=NOW))
     bench.flow(7, 3, 2, value_of(SERVICE, 2, state=4, tick=NOW))
-    turn = Turn(bench.table, bench.slots.reshape(-1), [Subject(SERVICE, ROOM)], (), None, TIMEOUTS)
+    turn = Turn(bench.table, bench.slots.reshape(-1), [Subject(SERVICE, ROOM)], (), None, TIMEOUTS, PATIENCE)
     turn.advance(4, NOW)
     assert (turn.counts_of(SERVICE)[2], turn.share, turn.done) == (1, 0.5, False)
     turn.advance(4, NOW)
@@ -110,6 +112,7 @@ def test_doomed_are_emptied_and_not_counted_whoever_is_spared_is() -> None:
         [(SERVICE, 1), (OTHER, 1), (7, 5)],
         None,
         TIMEOUTS,
+        PATIENCE,
     )
     turn.advance(4, NOW)
     assert bench.occupied() == [(1, 1), (4, 0), (5, 1), (6, 2), (7, 3)]
@@ -153,13 +156,14 @@ def test_slots_with_live_flows_of_other_backends_stay_unstable() -> None:
     bench.flow(1, 0, 0xFFFF, value_of(SERVICE, 1, state=4, tick=NOW))  # the table is smaller
     bench.flow(1, 1, 9, value_of(OTHER, 1, state=4, tick=NOW))  # its slots say nothing of its flows
     bench.flow(2, 0, 20, value_of(SERVICE, 2, state=abi.FlowState.FRAGMENT, tick=NOW))
-    bench.flow(3, 0, 30, value_of(SERVICE, 2, state=0, tick=NOW - 121))  # dead
+    bench.flow(3, 0, 30, value_of(SERVICE, 2, state=0, tick=NOW - PATIENCE - 1))  # dead
+    bench.flow(3, 2, 32, value_of(SERVICE, 2, state=0, tick=NOW - PATIENCE))  # seen once
     bench.flow(3, 1, 31, value_of(SERVICE, 2, state=1, tick=NOW - 3600))  # seen in two ticks
     bench.settle()
-    assert bench.unstable() == [7, 31, last]
+    assert bench.unstable() == [7, 31, 32, last]
 
 
-def test_dead_flows_of_other_backends_are_emptied_in_closed_slots_alone() -> None:
+def test_dead_flows_of_other_backends_are_emptied_in_calm_slots_alone() -> None:
     bench = Bench()
     bench.flow(0, 0, 7, value_of(SERVICE, 2, state=0, tick=NOW - 500))
     bench.flow(0, 1, 8, value_of(SERVICE, 0, state=0, tick=NOW - 500))
@@ -186,13 +190,13 @@ def test_flow_that_comes_back_while_it_is_looked_at_keeps_its_slot_unstable(
     for _ in bench.arena.conclude(look, SETTLE_S):
         pass
     second = bench.look(SETTLE_S + 1)
-    closed, alive = Look.closed, value_of(SERVICE, 2, state=0, tick=NOW)
+    calm, alive = Look.calm, value_of(SERVICE, 2, state=0, tick=NOW)
 
     def comes_back(self: Look, marks: NDArray[np.int64]) -> NDArray[np.bool_]:
         bench.flow(0, 0, 7, alive)
-        return closed(self, marks)
+        return calm(self, marks)
 
-    monkeypatch.setattr(Look, "closed", comes_back)
+    monkeypatch.setattr(Look, "calm", comes_back)
     bench.turn(second)
     for _ in bench.arena.conclude(second, SETTLE_S + 1):
         pass

@@ -37,12 +37,17 @@ class Freed:
 
 
 class Housekeeper:
-    """`quarantine_s`: how long a packet may be on its way, at most, with what it has read of the maps."""
+    """`quarantine_s`: how long a packet may be on its way, at most, with what it has read of the maps.
+    `patience`: ticks (`sweep.Turn`).
+    """
 
-    def __init__(self, maps: Maps, tables: TableArena, quarantine_s: float, pace: Pace) -> None:
+    def __init__(
+        self, maps: Maps, tables: TableArena, quarantine_s: float, pace: Pace, patience: int
+    ) -> None:
         self._maps = maps
         self._tables = tables
         self._pace = pace
+        self._patience = patience
         self._resting_locals = Quarantine(quarantine_s)  # (service index, local)
         self._resting_indices = Quarantine(quarantine_s)  # (service index, 1)
         self._leaving = Freed()  # what the present turn frees
@@ -128,6 +133,7 @@ class Housekeeper:
             self._leaving.locals,
             self._look,
             self._maps.settings["timeout"][0],
+            self._patience,
         )
         self._read, self._read_share = {}, 0.0
         return True

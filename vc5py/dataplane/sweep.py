@@ -54,7 +54,8 @@ class Turn:
     """One pass over the table, begun with what it looks for.
 
     `doomed`: owners all of whose entries go. `look`: the tables whose slots are looked at (`tables.Look`).
-    `timeouts`: by state, in ticks.
+    `timeouts`: by state, in ticks. `patience`: ticks for which a flow that was seen once may be silent and
+    still keep its slot unstable.
     """
 
     def __init__(
@@ -65,14 +66,17 @@ class Turn:
         doomed: Iterable[Owner],
         look: Look | None,
         timeouts: NDArray[np.uint16],
+        patience: int,
     ) -> None:
         self._table = table
         self._slots = slots
         self._look = look
         self._timeouts = timeouts.copy()
         # A flow seen in two ticks may have an entry of another backend for as long as an established one:
-        # through a stable slot few of its packets are seen.
+        # through a stable slot few of its packets are seen. One that was seen once may be silent for as long
+        # as a slot takes to settle.
         self._patient = timeouts.copy()
+        self._patient[abi.FlowState.UNPROVEN] = max(timeouts[abi.FlowState.UNPROVEN], patience)
         self._patient[abi.FlowState.PROVING] = timeouts.max()
         self._next = 0
         self._number(list(subjects), list(doomed))
@@ -180,8 +184,8 @@ class Turn:
         service: NDArray[np.int64],
         age: NDArray[np.uint16],
     ) -> None:
-        """Marks the slots with live flows of other backends; empties the entries of dead ones whose slot is
-        closed. A flow that comes back after its time, or a client's port used again, then follows the slot
+        """Marks the slots with live flows of other backends; empties the entries of dead ones whose slot was
+        calm. A flow that comes back after its time, or a client's port used again, then follows the slot
         from its first packet on, as all but its sampled packets will.
         """
         assert self._look is not None
@@ -194,7 +198,7 @@ class Turn:
         marks = self._mark[service[found]] + slot[found]
         alive = age[found] <= self._patient[state[found].astype(np.int64)]
         self._look.hit(marks[alive])
-        dead = ~alive & self._look.closed(marks)
+        dead = ~alive & self._look.calm(marks)
         if dead.any():
             emptied = empty(part, at[found[dead]], values[found[dead]])
             self._look.hit(marks[dead][~emptied])  # it has come back this moment

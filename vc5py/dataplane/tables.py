@@ -7,10 +7,11 @@ being recorded, so that is where they still go where the flow table doesn't know
 connection. What has been sent through an unstable slot is recorded, so that for a slot that changes again
 nothing more is remembered, except while the flow table may have had no room. What it doesn't know is then no
 connection of ours but one that has moved here from another balancer, whose table is like our present one.
-After the settling time a slot without a live flow of another backend becomes stable again, in two steps, each
-the outcome of a *look*, that is of one whole reading of the flow table (`sweep`): first the slot is closed,
-nothing more is sent to the previous backend. A look that begins a while later empties the entries that other
-backends' dead flows have in closed slots, and where it finds no live one, nothing more is looked up.
+A slot that has been unstable for the settling time is *closed*, whatever flows it has and whatever else has
+changed since: nothing more is sent to the previous backend. Who talks is recorded by then, and a new flow
+that doesn't say that it is one (UDP) goes where the slot leads. A closed slot is stable again after two
+*looks*, each one whole reading of the flow table (`sweep`), that find no live flow of another backend in it.
+The second one empties the entries of other backends' dead flows.
 
 Why two looks, however long each takes: into a closed slot no entry of another backend comes any more, what is
 there is either seen alive by the second look, wherever that is in the table just then, or emptied by it.
@@ -42,19 +43,20 @@ from numpy.typing import NDArray
 from vc5py.core import maglev
 from vc5py.dataplane import abi
 from vc5py.dataplane.allocate import Quarantine, RunAllocator
-from vc5py.dataplane.looks import CLOSED, HIT, Look, Settling
+from vc5py.dataplane.looks import CALM, HIT, Look, Seconds, Settling, one_second
 from vc5py.errors import DataplaneError
 
 # (local index, identity of the real, weight) of every backend that takes new flows.
 Members = tuple[tuple[int, int, int], ...]
 Slots = NDArray[np.uint16]
 
-# Between the two steps of settling: a packet needs microseconds. And until the next look where all that is
-# left are live flows, which may last for long: a look reads the whole flow table.
+# Between two looks: a packet needs microseconds. And until the next one where all that is left are live
+# flows, which may last for long: a look reads the whole flow table.
 SETTLE_STEP_S = 1.0
 SETTLE_RETRY_S = 10.0
 
 LOOK_SLOTS = 1 << 24  # of so many slots, or of one table, at most: a byte each, as long as a look takes
+CLOSE_SLOTS = 1 << 21  # are closed at a time, or those of one table: some ten milliseconds
 
 _NONE = np.uint16(abi.SLOT_NONE)
 _UNSTABLE = np.uint16(abi.SLOT_UNSTABLE)
@@ -154,7 +156,8 @@ class TableArena:
             if word:
                 self._users[word] += 1
         if tables.previous:
-            self._settling[tables.current] = Settling(tables.previous, now + self._settle_s)
+            due = now + self._settle_s
+            self._settling[tables.current] = Settling(tables.previous, due, one_second(due))
         elif tables.current:
             self._bare.add(tables.current)
         lines = lines_promised(_lines_of(tables.current), tables) if tables.current else 0
@@ -177,16 +180,17 @@ class TableArena:
         `remember`: the flow table may have lost flows, so that what unstable slots named before matters.
         `unsure`: whatever `before` says, any slot may have flows of any backend.
         """
-        key = members, maglev.table_size(reals), before, remember, unsure
+        key, due = (members, maglev.table_size(reals), before, remember, unsure), now + self._settle_s
         tables = self._known.get(key)
+        if tables is not None and tables.previous and not self._settling[tables.current].join(due):
+            self._forget_sharing(tables.current)
+            tables = None
         if tables is None:
-            tables = self._make(members, key[1], before, now, remember, unsure)
+            tables = self._make(members, key[1], before, due, remember, unsure)
             if tables.current != before.current:
                 self._known[key] = tables
                 for word in {tables.current, tables.previous, before.current, before.previous}:
                     self._shared[word].add(key)
-        elif tables.previous:
-            self._settling[tables.current].due = now + self._settle_s
         for word in (tables.current, tables.previous):
             if word:
                 self._users[word] += 1
@@ -217,47 +221,56 @@ class TableArena:
                 self._quarantine.add(*self._place(word), now)
 
     def maintain(self, now: float) -> None:
+        """Closes slots whose time has come, and takes back lines that have rested."""
+        self._close(now)
         for start, length in self._quarantine.release(now):
             self._lines.give_back(start, length)
         for word in sorted(self._bare):
             if not self._keep_spare(word):
                 break
 
+    def _close(self, now: float) -> None:
+        """Those first that have waited for longest."""
+        over = [(one.closing, word) for word, one in self._settling.items() if one.closing <= now]
+        slots = 0
+        for _, word in sorted(over):
+            settling = self._settling[word]
+            past = self.view(settling.previous)
+            settling.close(past.reshape(-1, size(word)), now)  # positions of the larger table share a slot
+            self._forget_sharing(word)
+            slots += len(past)
+            if slots >= CLOSE_SLOTS:
+                break
+
     def look(self, now: float) -> Look | None:
         """What the reading of the flow table that begins now is to look at; None: nothing is due."""
         due: dict[int, Settling] = {}
         slots = 0
-        for word, settling in self._settling.items():
-            if settling.due <= now and (not due or slots + size(word) <= LOOK_SLOTS):
+        for word, settling in sorted(self._settling.items(), key=lambda item: item[1].due):
+            if settling.due <= now < settling.closing and (not due or slots + size(word) <= LOOK_SLOTS):
                 due[word] = settling
                 slots += size(word)
-        for word in due:
-            self._forget_sharing(word)
-        self._looking = Look(due, {word: size(word) for word in due}) if due else None
+        self._looking = Look(due, {word: size(word) for word in due}, now) if due else None
         return self._looking
 
     def conclude(self, look: Look, now: float) -> Iterator[None]:
-        """Takes one of the two steps in every slot that the look, whose reading has ended, found calm. A
-        table is done with at each item.
+        """Opens the slots that this look, whose reading has ended, and the one before found calm. A table is
+        done with at each item.
         """
         for word, settling in look.tables().items():
             if self._settling.get(word) is settling:  # not exchanged meanwhile
-                self._conclude(word, settling, look.marks_of(word), now)
+                self._conclude(word, settling, look, now)
             yield
 
-    def _conclude(self, word: int, settling: Settling, marks: NDArray[np.uint8], now: float) -> None:
-        current, past = self.view(word), self.view(settling.previous)
+    def _conclude(self, word: int, settling: Settling, look: Look, now: float) -> None:
+        current, marks = self.view(word), look.marks_of(word)
         unstable = (current & _UNSTABLE) != 0
-        calm = unstable & (marks & HIT == 0)
-        if settling.not_before is not None:
-            calm &= settling.not_before <= now
-        closed = marks & CLOSED != 0
-        current[calm & closed] &= ~_UNSTABLE
-        folds = past.reshape(-1, len(current))  # positions of the larger table that share a slot
-        folds[:, calm] = _NONE
-        settling.closed = (closed | calm).astype(np.uint8)
+        calm = unstable & (marks & HIT == 0) & (settling.closes <= look.began)
+        again = calm & (marks & CALM != 0)
+        current[again] &= ~_UNSTABLE
+        settling.calm = (calm & ~again).astype(np.uint8)
         settling.due = now + (SETTLE_STEP_S if calm.any() else SETTLE_RETRY_S)
-        if not (unstable & ~(calm & closed)).any():
+        if not (unstable & ~again).any():
             del self._settling[word]
 
     def disturb(self, tables: Tables, places: NDArray[np.int64], now: float) -> Tables:
@@ -275,18 +288,13 @@ class TableArena:
             tables = Tables(word, self._spare_of(word))
             self.view(tables.previous)[:] = _NONE
             self._users[tables.previous] = self._users[word]
-        settling = self._settling.get(word)
-        if settling is None:
-            settling = self._settling[word] = Settling(tables.previous, now + self._settle_s)
+        due = now + self._settle_s
+        settling = self._settling.setdefault(word, Settling(tables.previous, due, one_second(due)))
         slots = np.unique(places & size(word) - 1)
         current = self.view(word)
         stable = slots[current[slots] & _UNSTABLE == 0]
         self.view(tables.previous).reshape(-1, len(current))[:, stable] = current[stable]
-        if settling.not_before is None:
-            settling.not_before = np.zeros(len(current))
-        settling.not_before[stable] = now + self._settle_s
-        if settling.closed is not None:
-            settling.closed[slots] = 0
+        settling.disturb(slots, stable, len(current), due)
         start = self._looking.start_of(word) if self._looking is not None else None
         if self._looking is not None and start is not None:
             self._looking.disturb(start + slots)
@@ -309,20 +317,33 @@ class TableArena:
         return word & 0xFFFFFFFF, _lines_of(word)
 
     def _make(
-        self, members: Members, slots: int, before: Tables, now: float, remember: bool, unsure: bool
+        self, members: Members, slots: int, before: Tables, due: float, remember: bool, unsure: bool
     ) -> Tables:
         current = _table(members, slots)
         if unsure:
             before = NO_TABLES
-        old, waiting, past = self._before(before, slots, remember)
+        old, waiting, past, kept = self._before(before, slots, remember)
         changed = (old != _NONE) & (old != np.tile(current, len(old) // slots))
         unstable = (changed | waiting | unsure).reshape(-1, slots).any(axis=0)
         past[~np.tile(unstable, len(past) // slots)] = _NONE
         current[unstable] |= _UNSTABLE
+        closes = self._closes(before, kept, slots, due)
         tables = self._put(current, past if unstable.any() else None, before)
         if unstable.any():
-            self._settling[tables.current] = Settling(tables.previous, now + self._settle_s)
+            self._settling[tables.current] = Settling(tables.previous, due, closes)
         return tables
+
+    def _closes(self, before: Tables, kept: NDArray[np.bool_], slots: int, due: float) -> Seconds:
+        """When the slots of a new table are closed: at `due`; those that are `kept`, as they lead where they
+        led before and have been recorded since, when they would have been anyway.
+        """
+        settling, new = self._settling.get(before.current), one_second(due)
+        if settling is None or not kept.any():
+            return new
+        held = np.broadcast_to(settling.closes, size(before.current))
+        held = np.tile(held, len(kept) // len(held))
+        closes: Seconds = np.where(kept, held, new).reshape(-1, slots).max(axis=0)
+        return closes
 
     def _put(self, current: Slots, past: Slots | None, before: Tables) -> Tables:
         """A table and what its slots named before (None: they need nothing of that) into the arena."""
@@ -416,21 +437,26 @@ class TableArena:
         self._bare.discard(word)
         return spare
 
-    def _before(self, before: Tables, slots: int, remember: bool) -> tuple[Slots, NDArray[np.bool_], Slots]:
-        """What the tables so far name, which of that is unstable, and where they send packets that start
-        nothing and that the flow table doesn't know; all of one length, `slots` or a multiple of it.
+    def _before(
+        self, before: Tables, slots: int, remember: bool
+    ) -> tuple[Slots, NDArray[np.bool_], Slots, NDArray[np.bool_]]:
+        """What the tables so far name, which of that is unstable, where they are to send packets that start
+        nothing and that the flow table doesn't know, and which of that they do already; all of one length,
+        `slots` or a multiple of it.
         """
         if not before.current:
             nothing = np.full(slots, _NONE, dtype=np.uint16)
-            return nothing, np.zeros(slots, dtype=bool), nothing.copy()
+            return nothing, np.zeros(slots, dtype=bool), nothing.copy(), np.zeros(slots, dtype=bool)
         length = max(slots, size(before.current), size(before.previous) if before.previous else 0)
         current = np.tile(self.view(before.current), length // size(before.current))
         waiting = (current & _UNSTABLE) != 0
         named = past = current & ~_UNSTABLE
+        kept = np.zeros(length, dtype=bool)
         if before.previous:
             past = np.tile(self.view(before.previous), length // size(before.previous))
-            past = np.where(waiting & ((past != _NONE) | (not remember)), past, named)
-        return named, waiting, past.astype(np.uint16)
+            kept = waiting & ((past != _NONE) | (not remember))
+            past = np.where(kept, past, named)
+        return named, waiting, past.astype(np.uint16), kept
 
     def _take(self, lines: int, reach: _Reach) -> int:
         """A run of lines, wherever they may come from."""
