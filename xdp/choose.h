@@ -22,6 +22,7 @@
 struct choice {
 	struct backend *backend;
 	u32 index; /* of the backend, among all */
+	u32 local; /* the same, counted from its service's first */
 };
 
 /* What is needed to choose: the service, and the flow's names. */
@@ -39,6 +40,7 @@ static __always_inline bool choose_local(const struct service *service, u32 loca
 	if (local >= backends >> BACKEND_ROOM_SHIFT)
 		return false;
 	choice->index = (u32)backends + local;
+	choice->local = local;
 	choice->backend = backend_at(choice->index);
 	return choice->backend && choice->backend->flags & BACKEND_UP;
 }
@@ -206,12 +208,16 @@ static __always_inline void fragment_record(u64 hash, u32 service, u32 local)
 		flow_insert(&place, hash, value, now, false);
 }
 
+/* An expired entry tells of another packet: identifications are used again. */
 static __always_inline bool choose_for_fragment(u64 hash, struct choice *choice)
 {
+	const struct settings *settings = settings_get();
 	struct flow_place place = {};
 	struct service *service;
 
 	if (!flow_find(&place, hash) || !place.entry || flow_state(place.value) != FLOW_FRAGMENT)
+		return false;
+	if (!settings || flow_expired(place.value, flow_now(), settings))
 		return false;
 	service = service_at(flow_service(place.value));
 	return service && choose_local(service, flow_local(place.value), choice);

@@ -87,6 +87,23 @@ static __always_inline struct flow_entry *flow_find_in(struct flow_set *set, u64
 	return NULL;
 }
 
+/* An entry may be this many ticks ahead: another CPU refreshed it after this one had read the clock. */
+#define CLOCK_SLACK 16
+
+/* Ticks since an entry was last seen, and as many more as it may be ahead. */
+static __always_inline u32 flow_age(u64 value, u16 now)
+{
+	return (u16)(now - flow_tick(value) + CLOCK_SLACK);
+}
+
+/* 1 where an entry has been silent for longer than its state allows, else 0. */
+static __always_inline u32 flow_expired(u64 value, u16 now, const struct settings *settings)
+{
+	u32 timeout = settings->timeout[flow_state(value)] + CLOCK_SLACK;
+
+	return (timeout - flow_age(value, now)) >> 31;
+}
+
 /*
  * What an entry is worth to a newcomer: the higher, the sooner it goes; 0 is never. Below the bits that say
  * what it is stands its age. Computed without a branch, which is faster for floods, and spares the verifier
@@ -96,15 +113,11 @@ static __always_inline struct flow_entry *flow_find_in(struct flow_set *set, u64
 #define RANK_EXPIRED (1U << 18)
 #define RANK_YOUNG   (1U << 17)
 
-/* An entry may be this many ticks ahead: another CPU refreshed it after this one had read the clock. */
-#define CLOCK_SLACK 16
-
 static __always_inline u32 flow_rank(u64 value, u16 now, const struct settings *settings)
 {
-	u32 age = (u16)(now - flow_tick(value) + CLOCK_SLACK);
-	u32 timeout = settings->timeout[flow_state(value)] + CLOCK_SLACK;
+	u32 age = flow_age(value, now);
 	u32 empty = value >> 63 ^ 1;
-	u32 expired = (timeout - age) >> 31;
+	u32 expired = flow_expired(value, now, settings);
 	u32 young = (value >> (FLOW_STATE_SHIFT + 2) & 1) ^ 1; /* states from FLOW_ESTABLISHED on have that bit */
 
 	return empty * RANK_EMPTY + expired * RANK_EXPIRED + young * (RANK_YOUNG + age);

@@ -13,6 +13,7 @@ struct route {
 	u64 hash; /* for entropy in outer headers */
 	u32 index;
 	u32 ifindex;
+	enum xdp_action action;
 	u16 inner_mtu; /* for an answer that says so */
 };
 
@@ -79,7 +80,7 @@ static __always_inline enum verdict rewrite(struct xdp_md *ctx, struct packet *p
 	if (route->ifindex != ctx->ingress_ifindex) {
 		out = interface_at(route->ifindex);
 		if (!out || !(out->flags & INTERFACE_OURS))
-			return VERDICT_NO_NEIGHBOUR;
+			return VERDICT_NO_EXIT;
 		source = mac_word(out->mac);
 	}
 	if (backend->mode == MODE_DSCP && !dscp_rewrite(&frame, p, backend))
@@ -88,6 +89,19 @@ static __always_inline enum verdict rewrite(struct xdp_md *ctx, struct packet *p
 		return l2_rewrite(&frame, route->link, source) ? verdict : VERDICT_BAD_IP_HEADER;
 	tags = tags_towards(backend, &p->tags);
 	return resize(ctx, p, route, source, &tags, verdict);
+}
+
+/*
+ * Whether the frame can leave: by the link it came in by, or by the one that the devmap has for the real's. A bond
+ * of which no member is running has none. Asked before anything is counted.
+ */
+static __always_inline bool find_exit(struct xdp_md *ctx, struct route *route)
+{
+	if (route->ifindex == ctx->ingress_ifindex)
+		route->action = XDP_TX;
+	else
+		route->action = bpf_redirect_map((void *)MAP(ports), route->ifindex, 0);
+	return route->action != XDP_ABORTED;
 }
 
 #endif

@@ -34,6 +34,26 @@ static __always_inline bool is_icmp_error(const struct packet *p, const struct i
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
+#define IPV4_THIS_NETWORK 0   /* 0.0.0.0/8 */
+#define IPV4_LOOPBACK     127 /* 127.0.0.0/8 */
+#define IPV4_GROUPS       224 /* from here on multicast, reserved addresses and broadcast */
+#define IPV6_GROUPS       0xff
+#define IPV6_LOOPBACK     (1ULL << 56) /* the low half of ::1, in network byte order */
+
+/*
+ * Whether the source is a single host's address, so that an answer may go there (RFC 1122, 3.2.1.3 and 3.2.2;
+ * RFC 4443, 2.4 e; RFC 4291, 2.5): a forged one would have us speak to a whole network.
+ */
+static __always_inline bool source_is_host(const struct packet *p)
+{
+	u8 first = p->saddr[0]; /* in network byte order: the first one that was sent */
+
+	if (p->ipv6)
+		return first != IPV6_GROUPS &&
+		       (p->saddr[0] || (p->saddr[1] && p->saddr[1] != IPV6_LOOPBACK));
+	return first != IPV4_THIS_NETWORK && first != IPV4_LOOPBACK && first < IPV4_GROUPS;
+}
+
 static __always_inline bool echo_ipv4(const struct cursor *frame, const struct packet *p)
 {
 	struct iphdr *ip = frame_at(frame, p->l3, sizeof(*ip));

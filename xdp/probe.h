@@ -61,17 +61,19 @@ static __always_inline bool probe_mark_dscp(struct __sk_buff *skb, const struct 
 	u32 l3 = p->l3, l4 = p->l4, offset = l4_csum_offset(p);
 	u32 bytes = p->ipv6 ? 16 : 4;
 	u64 flags = BPF_F_PSEUDO_HDR | (p->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0);
-	u16 word = bpf_htons((p->ipv6 ? 0x6000 | backend->dscp << 6 : 0x4500 | backend->dscp << 2));
+	u16 marked = bpf_htons(p->ipv6 ? backend->dscp << 6 : backend->dscp << 2);
+	u16 kept = bpf_htons(p->ipv6 ? 0xf03f : 0xff03); /* version, length, ECN, flow label */
 	s64 diff = bpf_csum_diff((void *)p->daddr, bytes, (void *)backend->destination, bytes, 0);
-	u16 before;
+	u16 before, word;
 
+	if (bpf_skb_load_bytes(skb, l3, &before, 2))
+		return false;
+	word = (before & kept) | marked;
 	if (offset && bpf_l4_csum_replace(skb, l4 + offset, 0, diff, flags))
 		return false;
 	if (p->ipv6)
 		return !bpf_skb_store_bytes(skb, l3 + offsetof(struct ipv6hdr, daddr), (void *)backend->destination, 16, 0) &&
 		       !bpf_skb_store_bytes(skb, l3, &word, 2, 0);
-	if (bpf_skb_load_bytes(skb, l3, &before, 2))
-		return false;
 	return !bpf_l3_csum_replace(skb, l3 + offsetof(struct iphdr, check), 0, diff, 0) &&
 	       !bpf_l3_csum_replace(skb, l3 + offsetof(struct iphdr, check), before, word, 2) &&
 	       !bpf_skb_store_bytes(skb, l3 + offsetof(struct iphdr, daddr), (void *)backend->destination, 4, 0) &&

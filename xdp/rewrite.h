@@ -112,7 +112,7 @@ static __always_inline u32 l4_csum_offset(const struct packet *p)
 		return offsetof(struct tcphdr, check);
 	if (p->protocol == IPPROTO_UDP)
 		return offsetof(struct udphdr, check);
-	return p->protocol == IPPROTO_ICMPV6 ? offsetof(struct icmphdr, checksum) : 0;
+	return p->ipv6 && p->protocol == IPPROTO_ICMPV6 ? offsetof(struct icmphdr, checksum) : 0;
 }
 
 /* The L4 checksum after another destination address; an absent one of UDP stays absent. */

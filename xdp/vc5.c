@@ -89,12 +89,14 @@ static __always_inline enum verdict read_packet(struct cursor *c, struct packet 
 	return p->content == CONTENT_OTHER ? VERDICT_UNSUPPORTED_PROTOCOL : UNDECIDED;
 }
 
-/* No error about an error, nor about an IPv4 fragment other than the first (RFC 1122, 3.2.2). */
-static __always_inline bool too_big_allowed(const struct packet *p)
+/* Whether to tell the client. No error about an error, nor about a later IPv4 fragment (RFC 1122, 3.2.2). */
+static __always_inline enum verdict too_big(const struct packet *p)
 {
 	if (p->content == CONTENT_ICMP || (p->content == CONTENT_LATER_FRAGMENT && !p->ipv6))
-		return false;
-	return icmp_allowed();
+		return VERDICT_TOO_BIG;
+	if (!source_is_host(p))
+		return VERDICT_BAD_SOURCE;
+	return icmp_allowed() ? VERDICT_TOO_BIG_ANSWERED : VERDICT_TOO_BIG;
 }
 
 /* Whether the chosen backend can be reached by this packet. */
@@ -113,7 +115,7 @@ static __always_inline enum verdict route_to(const struct choice *choice, const 
 		return VERDICT_LOOPED;
 	if (is_tunnel(backend->mode) && backend->mtu && p->total + tunnel_bytes(backend) > backend->mtu) {
 		route->inner_mtu = backend->mtu - tunnel_bytes(backend);
-		return too_big_allowed(p) ? VERDICT_TOO_BIG_ANSWERED : VERDICT_TOO_BIG;
+		return too_big(p);
 	}
 	return verdict;
 }
@@ -167,7 +169,7 @@ static __always_inline enum verdict decide_flow(struct packet *p, u32 ifindex, s
 	if (verdict == VERDICT_NO_BACKEND)
 		return verdict;
 	if (p->first_fragment)
-		fragment_record(name_fragment(p), f.service_index, choice.index - (u32)f.service->backends);
+		fragment_record(name_fragment(p), f.service_index, choice.local);
 	return route_to(&choice, p, f.hash, verdict, route);
 }
 
@@ -218,8 +220,8 @@ static __always_inline enum verdict decide_icmp(struct cursor *c, struct packet 
 		return verdict;
 	if (p->first_fragment)
 		return VERDICT_FRAGMENT;
-	if (is_echo_request(p, icmp))
-		return VERDICT_ECHO_ANSWERED; /* at its destination: the TTL does not matter (RFC 1122, 3.2.1.7) */
+	if (is_echo_request(p, icmp)) /* at its destination: the TTL does not matter (RFC 1122, 3.2.1.7) */
+		return source_is_host(p) ? VERDICT_ECHO_ANSWERED : VERDICT_BAD_SOURCE;
 	if (p->ttl <= 1)
 		return VERDICT_TTL_EXPIRED;
 	c->pos = icmp;
@@ -267,6 +269,8 @@ static __always_inline enum verdict carry_out(struct xdp_md *ctx, struct packet 
 		u32 bytes = frame_bytes(ctx);
 		enum verdict done = rewrite(ctx, p, route, verdict);
 
+		if (done == verdict && !find_exit(ctx, route))
+			done = VERDICT_NO_EXIT;
 		if (done == verdict)
 			count_backend(route->index, bytes);
 		return done;
@@ -293,9 +297,7 @@ int vc5_ingress(struct xdp_md *ctx)
 	case ANSWER:
 		return XDP_TX;
 	case FORWARD:
-		if (route.ifindex == ctx->ingress_ifindex)
-			return XDP_TX;
-		return bpf_redirect_map((void *)MAP(ports), route.ifindex, 0);
+		return route.action;
 	default:
 		return XDP_DROP;
 	}

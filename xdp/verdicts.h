@@ -44,7 +44,9 @@
 	V(30, BAD_EXTENSION, DROP, "for a VIP, with IPv6 extension headers that can't be followed")            \
 	V(31, MODE_UNSUPPORTED, DROP, "this kind of packet can't be sent in the way the real wants it")        \
 	V(32, NO_HEADROOM, DROP, "the driver left no room for the headers to be added")                        \
-	V(33, TOO_MANY_TAGS, PASS, "more than two VLAN tags")
+	V(33, TOO_MANY_TAGS, PASS, "more than two VLAN tags")                                                  \
+	V(34, NO_EXIT, DROP, "no link leads to the chosen real: of its bond no member is running")             \
+	V(35, BAD_SOURCE, DROP, "for a VIP, would be answered, but its source is no address of a single host")
 
 enum verdict {
 #define V(number, name, action, description) VERDICT_##name = number,

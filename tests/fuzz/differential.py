@@ -14,31 +14,53 @@ import multiprocessing
 import os
 import sys
 import time
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from tests.fuzz.mutate import frames
-from tests.packets.cases import CASES
+from tests.fuzz.mutate import frames, own_frames
+from tests.packets.cases import CASES, PROBES
 from tests.packets.cases_base import WEB_11_DOWN, WEB_11_DRAINING
 from tests.packets.cases_flow import DROPPING, LOADED
+from tests.packets.cases_forward import BONDS
 from tests.packets.cases_ipv6 import WEB6_11_DOWN
 from tests.packets.harness import Kernel, Outcome, XdpAction
-from tests.packets.oracle import Flows, Oracle
-from tests.packets.world import WORLD, Side, World
+from tests.packets.oracle import Flows, Oracle, expect_probe
+from tests.packets.world import WORLD, RealSpec, Side, World
+from vc5py.dataplane import abi
 
 BATCH = 500  # few enough flows that none of them has to give way to another
 _STRIDE = 1_000_003  # between the seeds of batches
 SILENT = replace(WORLD, answers=False)
-# World, the one before it, the side that frames come in on; taken in turn.
-SETTINGS: tuple[tuple[World, World | None, Side], ...] = (
-    (WORLD, None, Side.NEAR),
-    (WEB_11_DRAINING, WORLD, Side.NEAR),
-    (WEB_11_DOWN, WORLD, Side.NEAR),
-    (WORLD, None, Side.FAR),
-    (DROPPING, None, Side.NEAR),
-    (SILENT, None, Side.NEAR),
-    (LOADED, None, Side.NEAR),
-    (WEB6_11_DOWN, WORLD, Side.NEAR),
+BONDED = replace(WORLD, bond=BONDS["bond"])
+CUT = replace(WORLD, bond=BONDS["bond_far"], cut=frozenset({Side.FAR}))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """`before` as in `Kernel.install`. `side`: the one that frames come in on. `bare`: without headroom.
+    `egress`: frames of our own, through the other program.
+    """
+
+    world: World = WORLD
+    before: World | None = None
+    side: Side = Side.NEAR
+    bare: bool = False
+    egress: bool = False
+
+
+SETTINGS = (  # taken in turn
+    Setting(),
+    Setting(bare=True),
+    Setting(egress=True),
+    Setting(side=Side.FAR),
+    Setting(WEB_11_DRAINING, WORLD),
+    Setting(WEB_11_DOWN, WORLD),
+    Setting(WEB6_11_DOWN, WORLD),
+    Setting(DROPPING),
+    Setting(SILENT),
+    Setting(LOADED),
+    Setting(BONDED, side=Side.FAR),
+    Setting(CUT),
 )
 
 
@@ -85,28 +107,54 @@ class Fuzzer:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._corpus = corpus()
-        self._oracles = [Oracle(world, before) for world, before, _ in SETTINGS]
+        self._own = list(dict.fromkeys(probe.frame for probe in PROBES))
+        self._oracles = [Oracle(setting.world, setting.before) for setting in SETTINGS]
 
     def batch(self, seed: int, setting: int, count: int) -> Result:
-        world, before, side = SETTINGS[setting]
-        self._kernel.install(world, before)
+        chosen = SETTINGS[setting]
+        self._kernel.install(chosen.world, chosen.before)
+        if chosen.egress:
+            return self._egress(seed, setting, count)
+        side = chosen.side
         inputs = list(islice(frames(seed, self._corpus, side), count))
-        outcomes = self._kernel.run_many(inputs, side)
+        outcomes = self._kernel.run_many(inputs, side, bare=chosen.bare)
         flows: Flows = {}
         mismatches: list[Mismatch] = []
         verdicts: dict[str, int] = {}
-        oracle = self._oracles[setting]
+        oracle, headroom = self._oracles[setting], not chosen.bare
         for at, (frame, got) in enumerate(zip(inputs, outcomes, strict=True)):
-            expected = oracle.predict(frame, flows, side=side)
+            expected = oracle.predict(frame, flows, side=side, headroom=headroom)
             if got.action is XdpAction.DROP:
-                got = replace(got, frame=b"")
+                got = Outcome(got.verdict, got.action, b"")
             if got != expected:
                 mismatches.append(Mismatch(seed, setting, at, frame, expected, got))
             verdicts[str(got.verdict)] = verdicts.get(str(got.verdict), 0) + 1
-        if not mismatches and self._kernel.recorded() != {n: astuple(known) for n, known in flows.items()}:
+        if not mismatches and self._kernel.recorded() != {n: known.told for n, known in flows.items()}:
             nothing = Outcome("flow_table", XdpAction.DROP, b"")
             mismatches.append(Mismatch(seed, setting, count, b"", nothing, nothing))
         return Result(count, mismatches, verdicts)
+
+    def _egress(self, seed: int, setting: int, count: int) -> Result:
+        marks = self._marks()
+        inputs = list(islice(own_frames(seed, self._own, list(marks)), count))
+        outcomes = self._kernel.run_many_egress([(frame, marks[real]) for frame, real in inputs])
+        mismatches: list[Mismatch] = []
+        verdicts: dict[str, int] = {}
+        for at, ((frame, real), got) in enumerate(zip(inputs, outcomes, strict=True)):
+            expected = expect_probe(frame, real)
+            if got != expected:
+                mismatches.append(Mismatch(seed, setting, at, frame, expected, got))
+            verdicts[str(got.verdict)] = verdicts.get(str(got.verdict), 0) + 1
+        return Result(count, mismatches, verdicts)
+
+    def _marks(self) -> dict[RealSpec | None, int]:
+        """Of every real, and one of none. Reals with tags are left out: a test run doesn't show them."""
+        marks: dict[RealSpec | None, int] = {None: abi.PROBE_MARK | ~abi.PROBE_MARK_MASK & 0xFFFFFFFF}
+        for service in WORLD.services:
+            for real in service.reals:
+                if not real.vlan:
+                    marks[real] = abi.PROBE_MARK | self._kernel.backend_index(service.name, real)
+        return marks
 
 
 def _work(worker: int, workers: int, executions: int, seed: int) -> Result:

@@ -9,7 +9,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from tests.packets.frames import IP_AT, MIN_FRAME
-from tests.packets.world import OUR_MAC, WORLD, Side
+from tests.packets.world import OUR_MAC, WORLD, RealSpec, Side
+from vc5py.model import ForwardMode
 
 _LONGEST = 1600
 _HEADERS = 110  # bytes in which most headers are
@@ -190,18 +191,73 @@ def mac(r: random.Random, frame: bytearray) -> None:
     frame[:6] = r.choice(_MACS)
 
 
-MUTATIONS: Sequence[Mutation] = (
-    flip_bit, flip_bit, set_byte, truncate, cut_packet, extend, tag, length, fragment, extension, protocol,
-    ports, flags, vip, client, hops, traffic_class, checksum, mac,
+def source(r: random.Random, frame: bytearray) -> None:
+    """One of those that nobody may answer, or the next to it."""
+    at, version = _l3(frame)
+    if version == 4:
+        frame[at + 12] = r.choice((0, 1, 126, 127, 128, 223, 224, 239, 240, 255))
+    elif version == 6:
+        frame[at + 8 : at + 24] = r.choice((b"", b"\xff\2", b"\xfe\xff")).ljust(15, b"\0") + r.choice(
+            (b"\0", b"\1", b"\2")
+        )
+
+
+def quoted_ports(r: random.Random, frame: bytearray) -> None:
+    """The VIP's port comes first: the quoted packet is from there."""
+    l4 = _l4(frame)
+    if l4:
+        frame[l4 : l4 + 2] = r.choice(_PORTS).to_bytes(2, "big")
+        frame[l4 + 2 : l4 + 4] = r.randrange(40000, 40032).to_bytes(2, "big")
+
+
+def quoted_client(r: random.Random, frame: bytearray) -> None:
+    at, version = _l3(frame)
+    if version:
+        frame[at + (39 if version == 6 else 19)] = r.randrange(8)
+
+
+_ERRORS = {(4, 1): (3, 11, 12), (6, 58): (1, 2, 3, 4)}
+_QUOTED: Sequence[Mutation] = (
+    flip_bit, set_byte, truncate, truncate, cut_packet, extend, length, length, fragment, fragment, extension,
+    extension, protocol, protocol, quoted_ports, quoted_client,
 )  # fmt: skip
 
 
-def mutated(r: random.Random, corpus: Sequence[bytes], side: Side) -> bytes:
+def quote(r: random.Random, frame: bytearray) -> None:
+    """Changes the packet that an ICMP error quotes; the packet around it mostly says how long it is then."""
+    at, version = _l3(frame)
+    l4 = _l4(frame)
+    if not l4 or frame[l4] not in _ERRORS.get((version, frame[at + (6 if version == 6 else 9)]), ()):
+        return
+    inner = bytearray(12) + (b"\x86\xdd" if version == 6 else b"\x08\x00") + frame[l4 + 8 :]
+    for _ in range(r.choice((1, 1, 2, 3))):
+        r.choice(_QUOTED)(r, inner)
+        if len(inner) < MIN_FRAME + 2:
+            break
+    frame[l4 + 8 :] = inner[MIN_FRAME:]
+    if r.random() < 0.9:
+        field, said = (at + 4, len(frame) - at - 40) if version == 6 else (at + 2, len(frame) - at)
+        frame[field : field + 2] = said.to_bytes(2, "big")
+
+
+MUTATIONS: Sequence[Mutation] = (
+    flip_bit, flip_bit, set_byte, truncate, cut_packet, extend, tag, length, fragment, extension, protocol,
+    ports, flags, vip, client, hops, traffic_class, checksum, mac, source, quote, quote, quote,
+)  # fmt: skip
+# What may be wrong with a frame of our own: a socket's has neither tags nor extension headers.
+_OWN: Sequence[Mutation] = tuple(
+    change for change in MUTATIONS if change not in (tag, fragment, extension, mac, quote, flip_bit)
+)
+
+
+def mutated(
+    r: random.Random, corpus: Sequence[bytes], side: Side, mutations: Sequence[Mutation] = MUTATIONS
+) -> bytes:
     """One of the corpus with up to four changes, addressed to the interface of that side."""
     frame = bytearray(r.choice(corpus))
     frame[:6] = _MACS[list(OUR_MAC).index(side)]
     for _ in range(r.randrange(5)):
-        r.choice(MUTATIONS)(r, frame)
+        r.choice(mutations)(r, frame)
         if len(frame) < MIN_FRAME + 2:
             break
     return bytes(frame[:_LONGEST])
@@ -211,3 +267,23 @@ def frames(seed: int, corpus: Sequence[bytes], side: Side) -> Iterator[bytes]:
     r = random.Random(seed)
     while True:
         yield mutated(r, corpus, side)
+
+
+def own_frames(
+    seed: int, corpus: Sequence[bytes], reals: Sequence[RealSpec | None]
+) -> Iterator[tuple[bytes, RealSpec | None]]:
+    """Frames of our own, each with the real that its mark names; for L3 DSR one of the frame's IP version.
+
+    Frames that end within the IP header are left out: the kernel runs none.
+    """
+    r = random.Random(seed)
+    while True:
+        frame, real = mutated(r, corpus, Side.NEAR, _OWN), r.choice(reals)
+        least, version = _OWN_TYPES.get(frame[12:14], (MIN_FRAME + 1, 0))
+        marked = real is not None and real.forwarding.mode is ForwardMode.DSCP
+        if len(frame) >= least and not (marked and real and real.address.version != version):
+            yield frame, real
+
+
+# The least bytes of a frame, and the IP version, by ethertype.
+_OWN_TYPES = {b"\x08\x00": (IP_AT + 20, 4), b"\x86\xdd": (IP_AT + 40, 6)}

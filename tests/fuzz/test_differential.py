@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from tests.fuzz.differential import BATCH, Fuzzer, corpus, run
-from tests.fuzz.mutate import frames
+from tests.fuzz.differential import BATCH, SETTINGS, Fuzzer, corpus, run
+from tests.fuzz.mutate import frames, quote
+from tests.packets.cases import CASES
 from tests.packets.harness import Kernel
+from tests.packets.oracle_read import read
 from tests.packets.world import Side
 
 EXECUTIONS, SEED = 20_000, 1
+
+
+@pytest.fixture(scope="module")
+def frozen_kernel() -> Iterator[Kernel]:
+    with Kernel() as kernel:
+        yield kernel
 
 
 def test_kernel_and_oracle_agree(request: pytest.FixtureRequest) -> None:
@@ -25,14 +35,43 @@ def test_kernel_and_oracle_agree(request: pytest.FixtureRequest) -> None:
     assert len(result.verdicts) > 20, "the frames have become too much alike"
 
 
-def test_a_wrong_bit_is_noticed() -> None:
+@pytest.mark.parametrize("egress", [False, True], ids=["clients", "own"])
+def test_a_wrong_bit_is_noticed(frozen_kernel: Kernel, egress: bool) -> None:
     """Of MAC addresses in the maps."""
-    with Kernel() as kernel:
+    fuzzer = Fuzzer(frozen_kernel)
+    setting = next(n for n, each in enumerate(SETTINGS) if each.egress is egress)
+    assert not fuzzer.batch(SEED, setting, BATCH).mismatches
+    frozen_kernel.maps.backends["link"] ^= np.uint64(1)
+    found = fuzzer.batch(SEED, setting, BATCH).mismatches
+    frozen_kernel.maps.backends["link"] ^= np.uint64(1)
+    assert found and all(m.got.verdict == m.expected.verdict for m in found[:1])
+
+
+def test_the_build_for_large_frames_agrees() -> None:
+    """All settings, with the program that reads frames of several buffers."""
+    with Kernel(frags=True) as kernel:
         fuzzer = Fuzzer(kernel)
-        assert not fuzzer.batch(SEED, 0, BATCH).mismatches
-        kernel.maps.backends["link"] ^= np.uint64(1)
-        found = fuzzer.batch(SEED, 0, BATCH).mismatches
-        assert found and all(m.got.verdict == m.expected.verdict for m in found[:1])
+        for setting in range(len(SETTINGS)):
+            found = fuzzer.batch(SEED, setting, BATCH).mismatches
+            assert not found, "\n".join(map(str, found))
+
+
+def test_quotes_are_changed_behind_a_header_that_is_right() -> None:
+    """So that what is wrong with a quote is reached, and not hidden by what is wrong before it."""
+    errors = [case.frame for case in CASES if case.verdict == "forwarded_icmp"]
+    r, quotes, whole, rounds = random.Random(SEED), set(), 0, 2000
+    for _ in range(rounds):
+        frame = r.choice(errors)
+        changed = bytearray(frame)
+        quote(r, changed)
+        p, problem = read(bytes(changed))
+        whole += problem is None
+        at = read(frame)[0].l4 + 8
+        length = read(frame)[0].l3 + (2 if p.version == 4 else 4)
+        assert changed[:length] == frame[:length] and changed[length + 2 : at] == frame[length + 2 : at]
+        quotes.add(bytes(changed[at:]))
+    assert whole > rounds * 0.8
+    assert len(quotes) > rounds * 0.5
 
 
 def test_the_same_seed_makes_the_same_frames() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from typing import Any
 
 from tests.packets.cases_base import REAL_11, REAL_12
 from tests.packets.cases_flow import FLOW
@@ -16,7 +17,7 @@ from tests.packets.cases_forward import FORWARD
 from tests.packets.cases_icmp import ICMP_CASES
 from tests.packets.cases_ipv4 import IPV4
 from tests.packets.cases_ipv6 import IPV6
-from tests.packets.frames import tcp, udp
+from tests.packets.frames import ether, ip, tcp, udp, vlan_tagged
 from tests.packets.world import WAYS, WORLD, mode_vip
 from vc5py.model import IPAddress
 
@@ -44,8 +45,45 @@ def _every_way() -> Iterator[ProbeCase]:
                 yield ProbeCase(f"{name}-{protocol}", "by every way", "probe", target, frame=frame)
 
 
+def _marked() -> Iterator[ProbeCase]:
+    """What else L3 DSR leaves as it is: ECN and the flow label."""
+    for family in (4, 6):
+        vip, name = mode_vip("dscp", family), f"dscp-for-{family}"
+        target = name, WORLD.service(name).reals[0].address
+        fields: dict[str, Any] = {"fl": 0xABCDE} if family == 6 else {}
+        for tos in (0x02, 0xFF):
+            frame = tcp(vip, flags="A", tos=tos, **fields)
+            yield ProbeCase(f"{name}-tos-{tos:02x}", "ECN stays", "probe", target, frame=frame)
+
+
+def _other_protocols() -> Iterator[ProbeCase]:
+    """ICMPv6's number in an IPv4 packet, and ICMP's in an IPv6 one, have no checksum that we know of."""
+    for family, number in ((4, 58), (6, 1), (6, 58)):
+        vip, name = mode_vip("dscp", family), f"dscp-for-{family}"
+        target = name, WORLD.service(name).reals[0].address
+        fields: dict[str, Any] = {"proto" if family == 4 else "nh": number}
+        frame = bytes(ether() / ip(vip, **fields) / bytes(32))
+        yield ProbeCase(f"{name}-protocol-{number}", "by number", "probe", target, frame=frame)
+
+
+def _unreadable() -> Iterator[ProbeCase]:
+    """Frames that no socket sends are let go only where nothing but the Ethernet header changes."""
+    for family in (4, 6):
+        for way in ("gue6", "dscp"):
+            vip, name = mode_vip(way, family), f"{way}-for-{family}"
+            target = name, WORLD.service(name).reals[0].address
+            whole, tagged = tcp(vip), vlan_tagged(tcp(vip))
+            for what, frame in (("cut", whole[:-1]), ("tagged", tagged)):
+                yield ProbeCase(f"{name}-{what}", "no socket's", "probe_no_backend", target, frame=frame)
+    tagged = vlan_tagged(tcp())
+    yield ProbeCase("near-tagged", "only Ethernet is looked at", "probe", ("web", REAL_11), frame=tagged)
+
+
 PROBES = [
     *_every_way(),
+    *_marked(),
+    *_other_protocols(),
+    *_unreadable(),
     ProbeCase("near", "to a real beside us", "probe", ("web", REAL_11)),
     ProbeCase("far", "to a real on the other interface", "probe", ("far", IPv4Address("10.0.0.21"))),
     ProbeCase("down", "whether it is up again", "probe", ("dark", REAL_11)),
@@ -53,6 +91,7 @@ PROBES = [
     ProbeCase("udp", "any protocol", "probe", ("web", REAL_12), frame=udp()),
     ProbeCase("ttl", "our own packets keep their TTL", "probe", ("web", REAL_12), frame=tcp(ttl=1)),
     ProbeCase("no_mac", "its MAC is not known", "probe_no_backend", ("lost", IPv4Address("10.0.0.99"))),
+    ProbeCase("behind", "L2 can't cross a router", "probe_no_backend", ("beyond", IPv4Address("10.0.0.98"))),
     ProbeCase("gone", "an unused record", "probe_no_backend", mark=0x5C5000F0),
     ProbeCase("beyond", "no such record", "probe_no_backend", mark=0x5C5FFFFF),
     ProbeCase("unmarked", "any other packet", None),

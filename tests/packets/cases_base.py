@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from tests.packets import frames
 from tests.packets.frames import IP_AT
 from tests.packets.harness import Entry, Outcome
-from tests.packets.oracle import Flows, Known, Oracle, read_tuple
+from tests.packets.oracle import Flows, Known, Oracle, name_of, read_tuple
 from tests.packets.world import WORLD, Side, World
 from vc5py.dataplane.abi import FlowState
 from vc5py.model import IPAddress
@@ -30,8 +30,8 @@ def oracle_for(world: World, before: World | None) -> Oracle:
 class Case:
     """One frame, and the verdict that must follow.
 
-    `entry` is in the flow table beforehand, of the flow that the frame is (about); `crowded`: all else there
-    is established flows. `first`: frames that came before. `before` as in `Kernel.install`.
+    `entry` is in the flow table beforehand, of the flow or fragments that the frame is (about); `crowded`:
+    all else there is established flows. `first`: frames that came before. `before` as in `Kernel.install`.
     `bare`: the driver left no room for more headers.
     """
 
@@ -57,8 +57,8 @@ class Case:
         oracle = oracle_for(self.world, self.before)
         flows: Flows = {}
         if self.entry is not None and not self.torn:
-            known = Known(self.entry.service, self.entry.real.address, self.entry.state)
-            flows[read_tuple(self.frame).hash] = known
+            known = Known(self.entry.service, self.entry.real.address, self.entry.state, self.entry.age)
+            flows[name_of(self.frame)] = known
         for frame in self.first:
             oracle.predict(frame, flows, side=self.side)
         outcome = oracle.predict(

@@ -15,7 +15,8 @@ from tests.packets import frames
 from tests.packets.cases_base import REAL_11, REAL_12, REAL_13, WEB_11_DOWN, WEB_11_DRAINING, Case, entry
 from tests.packets.cases_icmp import KINDS4, error, quote
 from tests.packets.frames import IP_AT, ether, from_client, ip, lying, tcp, udp
-from tests.packets.oracle import maglev_choice, read_tuple
+from tests.packets.harness import Entry
+from tests.packets.oracle import FRAGMENT_TICKS, maglev_choice, read_tuple
 from tests.packets.world import (
     LEAST_VIP,
     PASS_VIP,
@@ -28,6 +29,7 @@ from tests.packets.world import (
     mode_vip,
     tags_vip,
 )
+from vc5py.dataplane.abi import FlowState
 from vc5py.model import IPAddress
 
 PORT = 40002  # of flows that are not sampled
@@ -189,6 +191,7 @@ def _fragments() -> Iterator[Case]:
                 if family == 4:
                     dying = lying(frame, IP_AT + 8, b"\1")
                 yield Case(f"fragment{name}_{part}_ttl", "would die", dying, "ttl_expired", first=(first,))
+    yield from _aged()
     crowded = pieces4(STICKY_VIP)[0]
     yield Case("fragment_crowded", "no room", crowded, "forwarded_unrecorded", crowded=True)
     whole = tcp(WEB_VIP, flags="A")
@@ -207,6 +210,28 @@ def _fragments() -> Iterator[Case]:
     ):
         frame = lying(udp(), IP_AT + 6, field.to_bytes(2, "big"))
         yield Case(f"fragment_field_{field:04x}", "a later one", frame, verdict)
+
+
+def _aged() -> Iterator[Case]:
+    """Identifications are used again: where fragments went long ago says nothing of those of today."""
+    for family, vip, pieces in ((4, STICKY_VIP, pieces4), (6, STICKY_VIP6, pieces6)):
+        service = WORLD.service("sticky" if family == 4 else "sticky6")
+        first, _, last = pieces(vip)
+        # ahead of time by as much as another CPU's clock may be, new, just in time, too late, much too late
+        for age, verdict in (
+            (-16, "forwarded_fragment"),
+            (0, "forwarded_fragment"),
+            (FRAGMENT_TICKS, "forwarded_fragment"),
+            (FRAGMENT_TICKS + 1, "fragment_unknown"),
+            (32767, "fragment_unknown"),
+            (40000, "fragment_unknown"),
+        ):
+            known = Entry(service.name, service.reals[1], FlowState.FRAGMENT, age)
+            name = f"fragment{family}_aged_{age}"
+            yield Case(name, "how long it is known", last, verdict, entry=known)
+            again = Case(f"{name}_again", "the next first one", last, "forwarded_fragment", entry=known,
+                         first=(first,))  # fmt: skip
+            yield again
 
 
 FLOW = [*_unstable(), *_schedulings(), *_fragments()]

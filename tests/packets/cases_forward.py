@@ -16,6 +16,7 @@ from tests.packets.world import (
     BEYOND_VIP,
     BOND_MAC,
     FAR_VIP,
+    FAR_VIP6,
     NO_VIP,
     OUR_MAC,
     TAGS,
@@ -158,6 +159,8 @@ def _gateways() -> Iterator[Case]:
             yield Case(
                 f"bare_{way}_{family}", "no headroom", tcp(mode_vip(way, family)), "no_headroom", bare=True
             )
+        large = tcp(mode_vip("gue6", family), flags="A", payload=bytes(1480))
+        yield Case(f"bare_too_big_{family}", "no headroom for the answer", large, "too_big", bare=True)
         pushed = tcp(tags_vip("qinq", "l2", family))
         yield Case(f"bare_push_{family}", "no headroom for a tag", pushed, "no_headroom", bare=True)
         popped = tcp(tags_vip("pop", "l2", family), link=tags(1, 2))
@@ -181,9 +184,30 @@ def _bonds() -> Iterator[Case]:
             )
 
 
+def _cuts() -> Iterator[Case]:
+    """No member of the far side's bond is running, or the far link is none of ours any more."""
+    cut = frozenset({Side.FAR})
+    for name, members in {"bond_far": cut, "bond": frozenset(Side), "link": frozenset[Side]()}.items():
+        case = partial(Case, world=replace(WORLD, bond=members, cut=cut))
+        verdict = STABLE if name == "bond" else "no_exit"
+        for family, vip in ((4, FAR_VIP), (6, FAR_VIP6)):
+            base = f"cut_{name}_{family}"
+            datagram = udp(vip, 53, payload=DATA)
+            yield case(f"{base}", "nothing leads there", datagram, verdict)
+            tagged = udp(vip, 53, link=tags(100))
+            yield case(f"{base}_tagged", "the same with a tag", tagged, verdict)
+            end = tcp(vip, 53 if family == 4 else 80, flags="R")
+            yield case(f"{base}_end", "an end", end, "forwarded_ending" if name == "bond" else verdict)
+            near = tcp(WEB_VIP if family == 4 else WEB_VIP6)
+            yield case(f"{base}_near", "the near side is none of it", near, STABLE)
+        if name != "link":
+            back = udp(FAR_VIP, 53, link=ether(dst=OUR_MAC[Side.FAR]))
+            yield case(f"cut_{name}_back", "by the member it came in by", back, STABLE, side=Side.FAR)
+
+
 BONDS = {
     "bond": frozenset(Side),
     "bond_near": frozenset({Side.NEAR}),
     "bond_far": frozenset({Side.FAR}),
 }
-FORWARD = [*_bonds(), *_ways(), *_odd(), *_sizes(), *_tags(), *_gateways()]
+FORWARD = [*_bonds(), *_cuts(), *_ways(), *_odd(), *_sizes(), *_tags(), *_gateways()]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -20,7 +23,8 @@ from scapy.packet import Raw
 
 from tests.packets.cases_base import REAL_11, REAL_12, WEB_11_DOWN, Case, entry
 from tests.packets.cases_ipv6 import WEB6, WEB6_11_DOWN
-from tests.packets.frames import IP_AT, ether, ip, lying, padded, patched, ping, tags
+from tests.packets.frames import IP_AT, ether, ip, lying, padded, patched, ping, tags, tcp
+from tests.packets.oracle import read_tuple
 from tests.packets.world import (
     CLIENT,
     CLIENT6,
@@ -36,10 +40,12 @@ from tests.packets.world import (
     WAYS,
     WEB_VIP,
     WEB_VIP6,
+    WORLD,
     Side,
     mode_vip,
     tags_vip,
 )
+from vc5py.dataplane.abi import FlowState
 from vc5py.model import IPAddress
 
 TAGGED = {"q": (100,), "q0": (0,), "adq": (300, 100)}
@@ -198,4 +204,49 @@ def _quotes() -> Iterator[Case]:
         yield Case(f"quote6_fragment_{offset}", "of a fragment", frame, verdict)
 
 
-ICMP_CASES = [*_echo(), *_errors(), *_quotes()]
+NO_HOSTS = {
+    4: ("0.0.0.0", "0.255.255.255", "127.0.0.1", "127.255.255.255", "224.0.0.1", "239.255.255.255",
+        "240.0.0.0", "255.255.255.255"),
+    6: ("::", "::1", "ff00::", "ff02::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+}  # fmt: skip
+HOSTS = {  # the nearest to those
+    4: ("1.0.0.0", "126.255.255.255", "128.0.0.0", "223.255.255.255"),
+    6: ("::2", "::100", "0:0:0:1::", "1::", "0:0:0:1::1", "feff::1", "fe80::1", "ff:ff02::1"),
+}
+
+
+def _sources() -> Iterator[Case]:
+    """Nobody is answered who can't be a single host; what needs no answer goes on its way."""
+    for family, vip in ((4, WEB_VIP), (6, WEB_VIP6)):
+        tunnel = mode_vip("gue6", family)
+        large = partial(tcp, tunnel, flags="A", payload=bytes(1480), sport=40003)
+        for verdicts, sources in ((("bad_source", "bad_source"), NO_HOSTS[family]),
+                                  (("echo_answered", "too_big_answered"), HOSTS[family])):  # fmt: skip
+            for source in map(ip_address, sources):
+                frame = ping(vip, src=source)
+                yield Case(f"source_{source}_ping", "may it be answered?", frame, verdicts[0])
+                yield Case(f"source_{source}_too_big", "the same", large(src=source), verdicts[1])
+                fits = tcp(tunnel, flags="A", src=source, sport=sure_port(tunnel, source))
+                yield Case(f"source_{source}_fits", "no answer needed", fits, "forwarded_stable")
+        group = ip_address(NO_HOSTS[family][-2])
+        for link, ids in TAGGED.items():
+            tagged = ping(vip, src=group, link=tags(*ids))
+            yield Case(f"source_{group}_{link}", "with tags", tagged, "bad_source")
+        silent = replace(WORLD, answers=False)
+        yield Case(f"source_silent_{family}", "not for the rate", large(src=group), "bad_source", silent)
+    header = ip(mode_vip("ipip4", 4), ip_address("224.0.0.1"), frag=8, proto=6, id=77)
+    later = bytes(ether() / header / bytes(1480))
+    known = entry(WORLD.service("ipip4-for-4").reals[0].address, FlowState.FRAGMENT, service="ipip4-for-4")
+    yield Case("source_later_fragment4", "never answered anyway", later, "too_big", entry=known)
+    header = ip(mode_vip("ipip4", 6), ip_address("ff02::1")) / IPv6ExtHdrFragment(id=7, nh=6, offset=8)
+    known = entry(WORLD.service("ipip4-for-6").reals[0].address, FlowState.FRAGMENT, service="ipip4-for-6")
+    yield Case("source_later_fragment6", "else answered", bytes(ether() / header / bytes(1480)),
+               "bad_source", entry=known)  # fmt: skip
+
+
+def sure_port(vip: IPAddress, source: IPAddress) -> int:
+    """A source port with which this client's flow is not looked up in tick 0."""
+    return next(n for n in range(40003, 41000) if not read_tuple(tcp(vip, src=source, sport=n)).sampled)
+
+
+ICMP_CASES = [*_echo(), *_errors(), *_quotes(), *_sources()]

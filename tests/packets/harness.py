@@ -26,7 +26,7 @@ from typing import ParamSpec, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.packets.world import BOND_MAC, OUR_MAC, SOURCES, RealSpec, ServiceSpec, Side, World
+from tests.packets.world import BOND_MAC, OUR_MAC, RealSpec, ServiceSpec, Side, World
 from vc5py.core.flowhash import FlowKey
 from vc5py.core.identity import service_identity
 from vc5py.dataplane import abi, compiler, libbpf, maps
@@ -184,7 +184,7 @@ class Kernel:
         self.clear_flows()
 
     def _begin(self, world: World) -> None:
-        policy = Policy(drop_fragments=world.drop_fragments, sources=SOURCES)
+        policy = Policy(drop_fragments=world.drop_fragments)
         self.dataplane = KernelDataplane(self.maps, CLOCK, policy)
         records = self._records(world)
         self._network.call(self._ports.write, records)
@@ -198,11 +198,13 @@ class Kernel:
     def _records(self, world: World) -> dict[int, Record]:
         records = {}
         for side, mac in OUR_MAC.items():
-            bonded = side in world.bond
+            bonded, cut = side in world.bond, side in world.cut
             index = self.ifindex[side]
-            records[index] = Record(mac, BOND) if bonded else Record(mac, exit=index)
             if bonded:
-                records[BOND] = Record(BOND_MAC, exit=index)
+                records[index] = Record(mac, BOND)
+                records[BOND] = Record(BOND_MAC, exit=None if cut else index)
+            elif not cut:
+                records[index] = Record(mac, exit=index)
         return records
 
     def change(self, world: World) -> None:
@@ -335,22 +337,27 @@ class Kernel:
         assert gained.sum(axis=0).tolist() == expected, "the backends' counters disagree with the action"
         return outcome
 
-    def run_many(self, frames: list[bytes], side: Side = Side.NEAR) -> list[Outcome]:
+    def run_many(self, frames: list[bytes], side: Side = Side.NEAR, *, bare: bool = False) -> list[Outcome]:
         """Many received frames, quickly: of the counters only the verdicts' are looked at."""
+        metadata = _METADATA if bare else 0
         if side is Side.NEAR:
-            return self._run_many(frames, LOOPBACK)
-        return self._network.call(self._run_many, frames, self.ifindex[side])
+            return self._run_many(frames, 0, metadata)
+        return self._network.call(self._run_many, frames, self.ifindex[side], metadata)
 
-    def _run_many(self, frames: list[bytes], ifindex: int) -> list[Outcome]:
+    def _run_many(self, frames: list[bytes], ifindex: int, metadata: int) -> list[Outcome]:
+        """`ifindex`: 0 is the loopback's."""
         names = [verdict.name for verdict in abi.verdicts()]
         counts, outcomes = self.maps.verdict_counts, []
-        actions = list(XdpAction)
+        actions, usual = list(XdpAction), not ifindex and not metadata
+        ahead = bytes(metadata)
         for frame in frames:
             counts[:] = 0
-            ctx = None if ifindex == LOOPBACK else struct.pack("<6I", 0, len(frame), 0, ifindex, 0, 0)
-            result = libbpf.test_run(self._ingress, frame, ctx=ctx)
+            ctx = None
+            if not usual:
+                ctx = struct.pack("<6I", metadata, metadata + len(frame), 0, ifindex, 0, 0)
+            result = libbpf.test_run(self._ingress, ahead + frame, ctx=ctx)
             verdict = names[int(counts.argmax()) % abi.VERDICT_SLOTS]
-            outcomes.append(Outcome(verdict, actions[result.retval], result.data))
+            outcomes.append(Outcome(verdict, actions[result.retval], result.data[metadata:]))
         return outcomes
 
     def run_egress(self, frame: bytes, mark: int) -> Outcome:
@@ -360,6 +367,17 @@ class Kernel:
         ctx = struct.pack("<8xI28xI", mark, LOOPBACK)
         result = libbpf.test_run(self._egress, frame, ctx=ctx)
         return Outcome(_gained(before, self._verdicts()), TcAction(result.retval), result.data)
+
+    def run_many_egress(self, frames: list[tuple[bytes, int]]) -> list[Outcome]:
+        """Many frames of our own, each with its mark, quickly."""
+        names = [verdict.name for verdict in abi.verdicts()]
+        counts, outcomes = self.maps.verdict_counts, []
+        for frame, mark in frames:
+            counts[:] = 0
+            result = libbpf.test_run(self._egress, frame, ctx=struct.pack("<8xI28xI", mark, LOOPBACK))
+            verdict = names[int(counts.argmax()) % abi.VERDICT_SLOTS] if counts.any() else None
+            outcomes.append(Outcome(verdict, TcAction(result.retval), result.data))
+        return outcomes
 
     def run_raw(self, frame: bytes) -> bytes:
         """The frame after the XDP program, quickly: nothing else is looked at."""

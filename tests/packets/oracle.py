@@ -23,6 +23,7 @@ from vc5py.dataplane.abi import Action, FlowState
 from vc5py.model import ForwardMode, IPAddress, Protocol, Scheduling, Unknown
 
 SAMPLE = 64  # a flow is looked up in one tick of so many, whatever its slot says
+FRAGMENT_TICKS = 23  # 30 s, of 128 hundredths each: afterwards an identification may be another packet's
 
 __all__ = ["ACTIONS", "Flows", "Known", "Oracle", "expect_probe", "maglev_choice", "read_tuple"]
 
@@ -48,11 +49,17 @@ class Tuple5(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the flow table says of a flow: a real of a service."""
+    """What the flow table says of a flow: a real of a service. `age`: ticks since it was last seen."""
 
     service: str
     real: IPAddress
     state: FlowState = FlowState.UNPROVEN
+    age: int = 0
+
+    @property
+    def told(self) -> tuple[str, IPAddress, FlowState]:
+        """What of it is in the kernel's table too, whatever the time there."""
+        return self.service, self.real, self.state
 
 
 Flows = dict[int, Known]  # by hash
@@ -72,6 +79,11 @@ def read_tuple(frame: bytes) -> Tuple5:
         return _tuple_of(q)
     assert p.kind is Kind.FLOW
     return Tuple5(address(p.source), address(p.destination), p.sport, p.dport, _PROTOCOLS[p.protocol])
+
+
+def name_of(frame: bytes) -> int:
+    """What the flow table calls that which the frame is of: a flow, or for a later fragment its packet."""
+    return fragment_name(frame) if read(frame)[0].kind is Kind.LATER_FRAGMENT else read_tuple(frame).hash
 
 
 def fragment_name(frame: bytes) -> int:
@@ -164,8 +176,10 @@ class Oracle:
         verdict, real, name, p = self._decide(frame, flows, side, room)
         if real is not None:
             verdict, sent = self._send(frame, p, verdict, real, side, name)
-            if verdict == "too_big_answered":
+            if verdict == "too_big_answered" and headroom:
                 return Outcome(verdict, XdpAction.TX, sent)
+            if verdict == "too_big_answered":
+                verdict = "too_big"
             if ACTIONS[verdict] is Action.FORWARD and (headroom or len(sent) <= len(frame)):
                 back = self._leaves_where_it_came(real, side)
                 return Outcome(verdict, XdpAction.TX if back else XdpAction.REDIRECT, sent)
@@ -229,7 +243,7 @@ class Oracle:
         name = _fragment_name(p)
         first = flows.get(name)
         real = None
-        if first is not None and first.state is FlowState.FRAGMENT:
+        if first is not None and first.state is FlowState.FRAGMENT and first.age <= FRAGMENT_TICKS:
             real = self._services[first.service].up(first.real)
         return ("fragment_unknown" if real is None else "forwarded_fragment"), real, name
 
@@ -237,11 +251,8 @@ class Oracle:
         if p.first_fragment:
             return "fragment", None, 0
         if oracle_read.is_echo_request(p, frame):
-            return (
-                "echo_answered",
-                None,
-                0,
-            )  # its journey ends here: its TTL does not matter (RFC 1122 3.2.1.7)
+            # its journey ends here: its TTL does not matter (RFC 1122 3.2.1.7)
+            return "echo_answered" if oracle_read.is_from_a_host(p) else "bad_source", None, 0
         if p.ttl <= 1:
             return "ttl_expired", None, 0
         quote = oracle_read.read_quote(p, frame) if oracle_read.is_error(p, frame) else None
@@ -267,6 +278,8 @@ class Oracle:
             return "looped", b""
         if mode.is_tunnel and p.total + oracle_send.tunnel_bytes(real) > real.forwarding.mtu:
             return self._too_big(frame, p, real)
+        if real.side in self._world.cut and not self._leaves_where_it_came(real, side):
+            return "no_exit", b""
         source = mac(BOND_MAC) if real.side in self._world.bond else OURS[real.side]
         if self._leaves_where_it_came(real, side):
             source = frame[:6]
@@ -279,6 +292,8 @@ class Oracle:
     def _too_big(self, frame: bytes, p: Packet, real: RealSpec) -> tuple[str, bytes]:
         """No error about an error, nor about an IPv4 fragment other than the first (RFC 1122 3.2.2)."""
         silent = p.kind is Kind.ICMP or (p.kind is Kind.LATER_FRAGMENT and p.version == 4)
+        if not silent and not oracle_read.is_from_a_host(p):
+            return "bad_source", b""
         if silent or not self._world.answers:
             return "too_big", b""
         answer = oracle_send.too_big(frame, p, real.forwarding.mtu - oracle_send.tunnel_bytes(real))
@@ -326,8 +341,19 @@ def _after(state: FlowState, p: Packet) -> FlowState:
 
 
 def expect_probe(frame: bytes, real: RealSpec | None) -> Outcome:
-    """What the TC program should do with our own frame to a real; None: the mark names no backend."""
-    if real is None or real.mac is None:
+    """What the TC program should do with our own frame to a real; None: the mark names no backend.
+
+    A socket's packet has neither tags nor extension headers. What is behind the Ethernet header matters only
+    where more is changed than that.
+    """
+    l2 = real is not None and real.forwarding.mode is ForwardMode.L2
+    if real is None or real.mac is None or (l2 and not real.on_link):
         return Outcome("probe_no_backend", TcAction.SHOT, frame)
-    sent = oracle_send.probe(frame, read(frame)[0], real, read_tuple(frame).hash)
-    return Outcome("probe", TcAction.OK if real.side is Side.NEAR else TcAction.REDIRECT, sent)
+    there = TcAction.OK if real.side is Side.NEAR else TcAction.REDIRECT
+    if l2:
+        return Outcome("probe", there, mac(real.mac) + OURS[real.side] + frame[12:])
+    p, problem = read(frame, extensions=False)
+    if p.tags or problem not in (None, "unsupported_protocol"):
+        return Outcome("probe_no_backend", TcAction.SHOT, frame)
+    name = flow_hash(KEY, address(p.source), address(p.destination), p.sport, p.dport, p.protocol)
+    return Outcome("probe", there, oracle_send.probe(frame, p, real, name))

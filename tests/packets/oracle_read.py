@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cache
+from ipaddress import ip_address, ip_network
 
 ETH = 14
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
@@ -71,8 +73,11 @@ def number(frame: bytes, at: int, size: int = 2) -> int:
     return int.from_bytes(frame[at : at + size], "big")
 
 
-def read(frame: bytes) -> tuple[Packet, str | None]:
-    """The packet, and the verdict where something is wrong with it; its `l3` is 0 where it isn't IP."""
+def read(frame: bytes, *, extensions: bool = True) -> tuple[Packet, str | None]:
+    """The packet, and the verdict where something is wrong with it; its `l3` is 0 where it isn't IP.
+
+    `extensions`: whether extension headers are followed, or are protocols as any other.
+    """
     p = Packet()
     at, ethertype = ETH, number(frame, 12)
     while ethertype in _TAGS and len(p.tags) < _MAX_TAGS:
@@ -84,7 +89,7 @@ def read(frame: bytes) -> tuple[Packet, str | None]:
     if ethertype == 0x0800:
         return p, _read_ipv4(p, frame, at)
     if ethertype == 0x86DD:
-        return p, _read_ipv6(p, frame, at)
+        return p, _read_ipv6(p, frame, at, extensions)
     return p, "too_many_tags" if ethertype in _TAGS else "not_ip"
 
 
@@ -102,7 +107,7 @@ def _read_ipv4(p: Packet, frame: bytes, at: int) -> str | None:
     return _read_content(p, frame, at + header, fragment & 0x1FFF, bool(fragment & 0x2000))
 
 
-def _read_ipv6(p: Packet, frame: bytes, at: int) -> str | None:
+def _read_ipv6(p: Packet, frame: bytes, at: int, extensions: bool) -> str | None:
     if len(frame) < at + 40:
         return "unreadable"
     p.l3, p.version = at, 6
@@ -111,7 +116,7 @@ def _read_ipv6(p: Packet, frame: bytes, at: int) -> str | None:
     p.protocol, p.ttl = frame[at + 6], frame[at + 7]
     if frame[at] >> 4 != 6 or p.total > min(0xFFFF, len(frame) - at):
         return "bad_ip_header"
-    behind = _skip_extensions(p, frame, at + 40, p.end)
+    behind = _skip_extensions(p, frame, at + 40, p.end) if extensions else (at + 40, 0, False)
     if behind is None:
         return "bad_extension"
     return _read_content(p, frame, *behind)
@@ -166,6 +171,23 @@ def _read_content(p: Packet, frame: bytes, at: int, offset: int, more: bool) -> 
         return "unsupported_protocol"
     p.sport, p.dport = number(frame, at), number(frame, at + 2)
     return None
+
+
+_NO_HOST = tuple(
+    ip_network(text)
+    for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4", "::/128", "::1/128", "ff00::/8")
+)
+
+
+@cache
+def _is_a_hosts(packed: bytes) -> bool:
+    address = ip_address(packed)
+    return not any(address in network for network in _NO_HOST)
+
+
+def is_from_a_host(p: Packet) -> bool:
+    """Whether the source may be answered at all (RFC 1122 3.2.2, RFC 4443 2.4 (e), RFC 4291 2.5.2, 2.5.3)."""
+    return _is_a_hosts(p.source)
 
 
 def is_echo_request(p: Packet, frame: bytes) -> bool:

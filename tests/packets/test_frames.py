@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import pytest
 from scapy.layers.l2 import Ether
@@ -11,7 +11,7 @@ from tests.packets.cases import CASES, PROBES, ProbeCase
 from tests.packets.cases_base import Case, entry, oracle_for
 from tests.packets.frames import IP_AT, from_client, ip_checksum, patched, random_clients, tcp, udp
 from tests.packets.harness import FLOW_SETS, Kernel, Outcome, XdpAction
-from tests.packets.oracle import expect_probe, read_tuple
+from tests.packets.oracle import expect_probe, name_of, read_tuple
 from tests.packets.oracle_send import less_one_hop
 from tests.packets.world import (
     FAR_VIP,
@@ -66,7 +66,7 @@ def prepare(kernel: Kernel, case: Case) -> None:
     if case.crowded:
         crowd(kernel, read_tuple(case.frame).hash)
     if case.entry is not None:
-        kernel.put(read_tuple(case.frame).hash, case.entry, way=3, tear=TORN_BIT if case.torn else 0)
+        kernel.put(name_of(case.frame), case.entry, way=3, tear=TORN_BIT if case.torn else 0)
     for frame in case.first:
         kernel.run(frame, case.side)
 
@@ -110,7 +110,7 @@ def test_flows_are_recorded(frozen_kernel: Kernel, case: Case) -> None:
     for name, known in flows.items():
         recorded = frozen_kernel.entry(name)
         assert recorded is not None
-        assert (recorded.service, recorded.real.address, recorded.state) == astuple(known)
+        assert (recorded.service, recorded.real.address, recorded.state) == known.told
 
 
 @pytest.mark.parametrize("vip", [WEB_VIP, WEB_VIP6])

@@ -12,12 +12,12 @@ import pytest
 
 from tests.packets.clocked import Kernel
 from tests.packets.frames import tags, tcp
-from tests.packets.world import OUR_MAC, SOURCES, WORLD, Side, World, mode_vip
+from tests.packets.world import OUR_MAC, WORLD, Side, World, mode_vip
 from tests.unit.test_stability_model import SIZES
 from vc5py.dataplane import libbpf
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.links import Record
-from vc5py.dataplane.policy import ICMP_PER_SECOND, Policy
+from vc5py.dataplane.policy import ICMP_PER_SECOND
 from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.ticks import TickClock
 from vc5py.model import IPAddress
@@ -28,7 +28,7 @@ TUNNELS = World(tuple(service for service in WORLD.services if service.vip in VI
 
 
 def install(kernel: Kernel, hz: int = 250) -> None:
-    dataplane = KernelDataplane(kernel.maps, TickClock(hz), Policy(sources=SOURCES))
+    dataplane = KernelDataplane(kernel.maps, TickClock(hz))
     for service in TUNNELS.services:
         for real in service.reals:
             dataplane.set_neighbour(real.address, real.neighbour(1))

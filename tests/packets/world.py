@@ -62,7 +62,8 @@ class RealSpec:
     def neighbour(self, ifindex: int) -> Neighbour | None:
         if self.mac is None:
             return None
-        return Neighbour(ifindex, self.mac, self.on_link, self.vlan, self.svlan)
+        source = SOURCES[self.address.version]
+        return Neighbour(ifindex, self.mac, self.on_link, self.vlan, self.svlan, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +95,15 @@ class ServiceSpec:
 @dataclass(frozen=True, slots=True)
 class World:
     """`answers`: whether "too big" answers are within their rate. `bond`: the interfaces that are members of
-    a bond; the reals on their sides are then behind the bond.
+    a bond; the reals on their sides are then behind the bond. `cut`: sides that nothing can be sent to: no
+    member of the bond there is running, or without a bond the link is none of ours any more.
     """
 
     services: tuple[ServiceSpec, ...]
     drop_fragments: bool = False
     answers: bool = True
     bond: frozenset[Side] = frozenset()
+    cut: frozenset[Side] = frozenset()
 
     def service(self, name: str) -> ServiceSpec:
         return next(service for service in self.services if service.name == name)
