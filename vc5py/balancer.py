@@ -403,6 +403,7 @@ class Balancer:
             neighbors=self._routes.neighbors(),
             bfd=watching.shown(self._bfd, at, time.monotonic()),
             interfaces={name: str(mode) for name, mode in self._driver.modes.items()},
+            warnings=self._driver.warnings,
             flow_capacity=self._flow_capacity,
             reload=self._reloader.snapshot(),
             start=self._driver.start,

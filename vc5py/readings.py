@@ -82,6 +82,7 @@ class Readings:
     neighbors: tuple[NeighborSnapshot, ...]
     bfd: BfdSnapshot
     interfaces: Mapping[str, str]
+    warnings: tuple[str, ...]
     flow_capacity: int
     reload: ReloadSnapshot
     start: Start | None
@@ -104,6 +105,7 @@ class Readings:
             probes=self.probes,
             probe_lag_s=self.probe_lag_s,
             interfaces=self.interfaces,
+            warnings=self.warnings,
             flow_capacity=self.flow_capacity,
             reload=self.reload,
             overrides=overriding.shown(state.overrides),

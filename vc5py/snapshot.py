@@ -172,7 +172,7 @@ class BfdSnapshot:
 class Snapshot:
     """`vips` says whether each VIP is to be announced, `vip_why` why one isn't, `sessions` whether BGP with
     each peer is up, `probes` counts by (check type, outcome), `interfaces` gives each one's XDP mode, `at` is
-    now.
+    now. `warnings` tell a person what keeps packets from where they should go.
     """
 
     version: str
@@ -193,3 +193,4 @@ class Snapshot:
     start: StartSnapshot = StartSnapshot()
     sharing: SharingSnapshot = SharingSnapshot()
     vip_why: Mapping[IPAddress, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

@@ -27,7 +27,6 @@ from vc5py.dataplane.compiler import Module, ProgramType
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.libbpf import MapType
 from vc5py.dataplane.links import Record
-from vc5py.dataplane.policy import Policy
 from vc5py.dataplane.ports import PortTable
 from vc5py.dataplane.ticks import TickClock, measure
 from vc5py.model import (
@@ -175,11 +174,12 @@ class Ours:
     def __init__(self, entries: int, source: Path = abi.XDP_DIR / "vc5.c", log: int = 1) -> None:
         self._clock: TickClock = measure()
         self.maps = maps.create(_sizes(entries, log))
-        self.dataplane = KernelDataplane(self.maps, self._clock, Policy(sources={4: VIP4, 6: VIP6}))
+        self.dataplane = KernelDataplane(self.maps, self._clock)
         PortTable(self.maps).write({LOOPBACK: Record(OUR_MAC, exit=LOOPBACK)})
         for real in {real for vip in _MODES for real in reals(vip)}:
             mac = "02:00:00:00:01:" + real.packed[-1:].hex()
-            self.dataplane.set_neighbour(real, Neighbour(LOOPBACK, mac))
+            address = VIP4 if real.version == 4 else VIP6
+            self.dataplane.set_neighbour(real, Neighbour(LOOPBACK, mac, source=address))
         self.dataplane.apply(_desired())
         self.program = self.load(source)
 

@@ -23,6 +23,8 @@ from vc5py.lab.kernel import entered
 HERE = "vc5t-lk-here"
 MANY = 3 * lookups.AT_ONCE + 7
 NETWORK4, NETWORK6 = ip_network("10.98.0.0/16"), ip_network("fd98::/64")
+NETWORKS = (NETWORK4, NETWORK6)
+OWN = {network.version: network[1] for network in NETWORKS}
 GATEWAY = ip_address("10.98.0.2")
 
 
@@ -77,14 +79,21 @@ def test_routes(here: int) -> None:
     ip("rule", "add", "to", "10.95.0.0/16", "table", "95")
     ip("route", "add", "10.95.0.0/16", "via", str(GATEWAY), "table", "95")
     ip("route", "add", "fd99::/64", "via", str(NETWORK6[2]))
-    near = {network[n]: Route(here, None) for network in (NETWORK4, NETWORK6) for n in range(2, MANY)}
+    ip("addr", "add", "10.94.0.1/32", "dev", "eth0")
+    ip("addr", "add", "fd94::1/128", "dev", "eth0", "nodad")
+    ip("route", "add", "10.94.1.0/24", "via", str(GATEWAY), "src", "10.94.0.1")
+    ip("route", "add", "fd94:1::/64", "via", str(NETWORK6[2]), "src", "fd94::1")
+    own4, own6 = OWN[4], OWN[6]
+    near = {network[n]: Route(here, None, network[1]) for network in NETWORKS for n in range(2, MANY)}
     others: dict[Any, Route | None] = {
-        ip_address("10.99.0.7"): Route(here, GATEWAY),
-        ip_address("10.97.0.7"): Route(here, NETWORK6[2]),
+        ip_address("10.99.0.7"): Route(here, GATEWAY, own4),
+        ip_address("10.97.0.7"): Route(here, NETWORK6[2], own4),
         ip_address("10.96.0.7"): None,
-        ip_address("10.95.0.7"): Route(here, GATEWAY),
+        ip_address("10.95.0.7"): Route(here, GATEWAY, own4),
+        ip_address("10.94.1.7"): Route(here, GATEWAY, ip_address("10.94.0.1")),
         ip_address("192.0.2.7"): None,
-        ip_address("fd99::7"): Route(here, NETWORK6[2]),
+        ip_address("fd99::7"): Route(here, NETWORK6[2], own6),
+        ip_address("fd94:1::7"): Route(here, NETWORK6[2], ip_address("fd94::1")),
         ip_address("fd90::7"): None,
     }
     assert asyncio.run(ways([*near, *others])) == near | others
@@ -225,19 +234,19 @@ def test_all_reals_behind_a_gateway_follow_it_and_those_that_are_not_wanted_do_n
             watch = NeighbourWatch(netlink, [here], told)
             watch.want(frozenset([*reals, near]), frozenset(reals))
             await watch.refresh()
-            before = dict.fromkeys(reals, Neighbour(here, mac(2), on_link=False))
-            assert told.ways == before | {near: Neighbour(here, mac(7))}
+            before = dict.fromkeys(reals, Neighbour(here, mac(2), on_link=False, source=OWN[4]))
+            assert told.ways == before | {near: Neighbour(here, mac(7), source=OWN[4])}
             assert watch.complete
             task = asyncio.create_task(watch.run(), name="watch")
             await watch.refresh()  # by now events are followed
             gateway_is(77)
-            after = dict.fromkeys(reals, Neighbour(here, mac(77), on_link=False))
+            after = dict.fromkeys(reals, Neighbour(here, mac(77), on_link=False, source=OWN[4]))
             await told.until(after)
             watch.want(frozenset(reals[:1]), frozenset(reals))
             gateway_is(78)
-            last = Neighbour(here, mac(78), on_link=False)
+            last = Neighbour(here, mac(78), on_link=False, source=OWN[4])
             await told.until({reals[0]: last})
-            assert told.ways == after | {near: Neighbour(here, mac(7)), reals[0]: last}
+            assert told.ways == after | {near: Neighbour(here, mac(7), source=OWN[4]), reals[0]: last}
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
@@ -253,6 +262,6 @@ def test_reload_looks_for_new_reals_for_no_longer_than_it_has_time(here: int) ->
             await watch.look_for_new(lambda: True)
             assert told.ways == {} and not watch.complete
             await watch.look_for_new(lambda: False)
-            assert told.ways == {NETWORK4[7]: Neighbour(here, mac(7))} and watch.complete
+            assert told.ways == {NETWORK4[7]: Neighbour(here, mac(7), source=OWN[4])} and watch.complete
 
     asyncio.run(looked())

@@ -131,6 +131,7 @@ class Surroundings:
         self.dataplane = Recorder(self.order)
         self.neighbours = Neighbours()
         self.modes = {"eth0": "native"}
+        self.warnings = ()
         self.start = None
         self.memory = Memory(directory / "data")
         self.speakers: list[BgpSpeaker] = []

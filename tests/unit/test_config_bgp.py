@@ -32,8 +32,8 @@ def only(text: str) -> Neighbor:
 def test_everything_that_can_be_said_of_a_neighbor() -> None:
     neighbor = only(
         """neighbors: [{address: 'fd00::1', peer_as: 4200000001, local_as: 65009, hold_time: 3, port: 1790,
-        graceful_restart: 9, passive: true, listen: 1791, source: 'fd00::9', multihop: 4, password_env: BGP_KEY,
-        next_hop4: 10.0.0.9, next_hop6: 'fd00::8', families: ipv6, med: 0,
+        graceful_restart: 9, passive: true, listen: 1791, source: 'fd00::9', multihop: 4,
+        password_env: BGP_KEY, next_hop4: 10.0.0.9, next_hop6: 'fd00::8', families: ipv6, med: 0,
         local_preference: 4294967295, prepend: 16,
         communities: ['0:65535', graceful-shutdown, '4294967295:0:1'],
         accept: 'fd01::/16 ge 64 le 128', reject: ['fd01::/16 le 64', 10.0.0.0/8], bfd: {interval: 50}}]"""

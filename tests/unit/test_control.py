@@ -85,6 +85,7 @@ SNAPSHOT = Snapshot(
     probes={},
     probe_lag_s=0.0,
     interfaces={"eth0": "native"},
+    warnings=("no IPv4 address of ours",),
     flow_capacity=1024,
     reload=ReloadSnapshot("/etc/vc5.yaml", False, NOW - 60),
     start=StartSnapshot("layout", "layout changed: 9 flows carried over", 9, 2, 1),
@@ -359,6 +360,7 @@ def test_status_for_people(vc5py: Callable[..., int], capsys: Output) -> None:
     assert lines == [
         "The last reload failed: this configuration is still in force. The log says why.",
         "XDP eth0 native",
+        "Warning: no IPv4 address of ours",
         "Start: layout changed: 9 flows carried over",
         "BGP 10.0.0.254 AS 65000 down for 1m05s, 2 routes: hold timer",
         "BGP fd00::254 AS 65001 established for 3s, 0 routes",
@@ -413,7 +415,7 @@ def test_damped_and_sorry_reals_are_told_apart() -> None:
     sorry = replace(damped, damped=False, sorry=True, serving=True)
     service = replace(SNAPSHOT.services[0], reals=(damped, sorry), sorry=True, serving_tier=None)
     document = status.to_json(replace(SNAPSHOT, services=(service,)))
-    first, _, second, third = list(table.lines(document))[10:14]
+    first, _, second, third = list(table.lines(document))[11:15]
     assert first.endswith("2 draining, 1 needed  sorry reals serve")
     assert second.split()[1:5] == ["damped", "idle", "1", "0"]
     assert third.split()[1:5] == ["up", "serving", "1", "sorry"]

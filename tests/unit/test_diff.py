@@ -183,6 +183,7 @@ NEIGHBOR: list[tuple[dict[str, Any], str]] = [
     ({"attributes": RouteAttributes(communities=((1, 2),))}, "communities none -> 1:2"),
     ({"accept": (PrefixRule(ip_network("10.0.0.0/8"), 24, 32),)}, "accept none -> 10.0.0.0/8 ge 24 le 32"),
     ({"reject": (PrefixRule(ip_network("10.0.0.0/8"), 8, 32),)}, "reject none -> 10.0.0.0/8 ge 8 le 32"),
+    ({"restart_time_s": 9}, "graceful_restart 0 -> 9"),
     ({"bfd": Bfd()}, "bfd none -> every 100 ms times 3"),
 ]
 

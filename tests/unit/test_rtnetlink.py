@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink import nlmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -130,6 +131,21 @@ def test_route_by_a_gateway_of_the_other_version() -> None:
     assert list(rtnetlink.read(data)) == [Found(7, Route(3, ip_address("fd00::1")))]
 
 
+def test_route_with_the_address_to_send_from() -> None:
+    data = route(NEWROUTE, ("RTA_OIF", 3), ("RTA_PREFSRC", "10.0.0.2"))
+    assert list(rtnetlink.read(data)) == [Found(7, Route(3, None, ip_address("10.0.0.2")))]
+    data = said(
+        rtmsg, NEWROUTE, ("RTA_OIF", 3), ("RTA_PREFSRC", "fd00::2"), family=socket.AF_INET6, dst_len=128
+    )
+    assert list(rtnetlink.read(data)) == [Found(0, Route(3, None, ip_address("fd00::2")))]
+
+
+@pytest.mark.parametrize("kind", [20, 21], ids=["NEWADDR", "DELADDR"])
+def test_addresses_of_ours_change_what_routes_say(kind: int) -> None:
+    data = said(ifaddrmsg, kind, ("IFA_ADDRESS", "10.0.0.2"), family=socket.AF_INET, index=3)
+    assert list(rtnetlink.read(data)) == [RoutesChanged()]
+
+
 def test_links() -> None:
     assert (
         list(rtnetlink.read(said(ifinfmsg, 16, index=3) + said(ifinfmsg, 17, index=4)))
@@ -154,7 +170,7 @@ def test_what_is_unknown_or_cut_short_is_passed_over() -> None:
         assert list(rtnetlink.read(good[:length])) == []
 
 
-@given(st.sampled_from([2, 3, 16, 24, 25, 28, 29]), st.binary(max_size=60), st.binary(max_size=40))
+@given(st.sampled_from([2, 3, 16, 20, 24, 25, 28, 29]), st.binary(max_size=60), st.binary(max_size=40))
 def test_no_bytes_are_too_odd(kind: int, body: bytes, rest: bytes) -> None:
     list(rtnetlink.read(header(kind, body) + rest))
     list(rtnetlink.read(rest))

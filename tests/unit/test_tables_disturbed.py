@@ -77,6 +77,19 @@ def test_what_comes_during_a_look_counts_in_it() -> None:
     assert arena.unstable(tables) == set()
 
 
+def test_what_comes_between_two_looks_takes_two_more() -> None:
+    """The second one alone may miss it: entries are moved."""
+    arena = Arena(400)
+    tables = arena.tables.acquire(TWO, 2, arena.first(ONE), 0.0)
+    slot = min(changed(ONE, TWO))
+    arena.settle(SETTLE_S)
+    disturb(arena, tables, slot, now=SETTLE_S)
+    arena.settle(SETTLE_S + SETTLE_STEP_S)
+    assert arena.unstable(tables) == {slot}
+    arena.settle(SETTLE_S + 2 * SETTLE_STEP_S)
+    assert arena.unstable(tables) == set()
+
+
 def test_disturbed_table_is_not_shared_with_newcomers_but_by_those_that_have_it() -> None:
     arena = Arena(400)
     tables = arena.first()

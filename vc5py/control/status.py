@@ -36,6 +36,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
             "without_room": snapshot.start.without_room,
         },
         "interfaces": dict(snapshot.interfaces),
+        "warnings": list(snapshot.warnings),
         "bgp": {str(peer): established for peer, established in snapshot.sessions.items()},
         "neighbors": [_neighbor(neighbor) for neighbor in snapshot.neighbors],
         "bfd": [_bfd(session) for session in snapshot.bfd.sessions],

@@ -56,6 +56,7 @@ def _node(status: Document) -> Iterator[str]:
         yield "The last reload failed: this configuration is still in force. The log says why."
     interfaces = ", ".join(f"{name} {mode}" for name, mode in status["interfaces"].items())
     yield f"XDP {interfaces or 'nowhere'}"
+    yield from (f"Warning: {warning}" for warning in status["warnings"])
     if status["start"]["text"]:
         yield f"Start: {status['start']['text']}"
     for neighbor in status["neighbors"]:

@@ -116,7 +116,7 @@ def _setting(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-_NEIGHBOR_KEYS = {"as_number": "peer_as", "hold_time_s": "hold_time"}
+_NEIGHBOR_KEYS = {"as_number": "peer_as", "hold_time_s": "hold_time", "restart_time_s": "graceful_restart"}
 
 
 def _policies(config: Config) -> list[str]:

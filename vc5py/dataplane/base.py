@@ -35,7 +35,8 @@ class Neighbour:
     """The way to a real: the interface, and the MAC address (`02:00:00:00:00:01`) that frames go to there.
 
     `on_link`: the address is the real's own, not its gateway's. `vlan` and `svlan` are the tags that frames
-    need on the interface, 0 for none, None where they keep those they came with.
+    need on the interface, 0 for none, None where they keep those they came with. `source`: our own address
+    that outer headers have on the way there, None where we have none.
     """
 
     ifindex: int
@@ -43,6 +44,7 @@ class Neighbour:
     on_link: bool = True
     vlan: int | None = None
     svlan: int = 0
+    source: IPAddress | None = None
 
 
 class Dataplane(Protocol):

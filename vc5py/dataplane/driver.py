@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vc5py.core.flowhash import FlowKey
-from vc5py.dataplane import abi, compiler, libbpf, maps, ticks
+from vc5py.dataplane import abi, compiler, libbpf, maps, offloads, ticks
 from vc5py.dataplane.installed import room_for
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.links import LINEAR_MTU, Link, Port, ports_of, records_of
@@ -84,14 +84,11 @@ def log_for(cpus: int) -> int:
     return min(1 << 17, max(1 << 12, _power_of_two((1 << 20) // cpus)))
 
 
-def _sources(interfaces: Sequence[Interface]) -> dict[int, IPAddress]:
-    """Our own addresses, by IP version, that outer headers come from: the first that isn't link-local."""
-    found: dict[int, IPAddress] = {}
-    for interface in interfaces:
-        for address in interface.addresses:
-            if not address.is_link_local:
-                found.setdefault(address.version, address)
-    return found
+def _reals(desired: Desired, *modes: ForwardMode) -> frozenset[IPAddress]:
+    """Those that packets get to in one of these modes."""
+    return frozenset(
+        b.id.real for service in desired.services for b in service.backends if b.forwarding.mode in modes
+    )
 
 
 def _pinned_programs(*pins: Path) -> dict[int, int]:
@@ -136,9 +133,15 @@ class Driver:
         self._learn_fd: int | None = None
         self._ports: tuple[Port, ...] = ()
         self._trouble = ""
+        self._hidden_tags: dict[str, str] = {}  # by link: why tags of its frames are not seen
         self.neighbours = NeighbourWatch(
             netlink, self._indexes(), dataplane.set_neighbour, vlans, self._follow_links
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What keeps packets from where they should go, at present, in words."""
+        return (*self.neighbours.warnings, *self._hidden_tags.values())
 
     def _indexes(self) -> list[int]:
         return [interface.index for interface in self.interfaces]
@@ -167,7 +170,6 @@ class Driver:
             policy = Policy(
                 config.timeouts,
                 config.drop_fragments,
-                _sources(interfaces),
                 shared=flow_key is not None,
             )
             dataplane = KernelDataplane(current, clock, policy)
@@ -225,14 +227,9 @@ class Driver:
         """Waits a moment until the reals' places are known, so that the first packets find them. `timeout_s`:
         no longer than that, however many there are, for the watch is running and finds them too.
         """
-        reals = frozenset(b.id.real for service in desired.services for b in service.backends)
-        far = frozenset(
-            b.id.real
-            for service in desired.services
-            for b in service.backends
-            if b.forwarding.mode is not ForwardMode.L2
-        )
-        self.neighbours.want(reals, far)
+        tunnels = [mode for mode in ForwardMode if mode.is_tunnel]
+        far = [mode for mode in ForwardMode if mode is not ForwardMode.L2]
+        self.neighbours.want(_reals(desired, *ForwardMode), _reals(desired, *far), _reals(desired, *tunnels))
         clock = asyncio.get_running_loop().time
         deadline = clock() + (RESOLVE_S if timeout_s is None else timeout_s)
         while clock() < deadline:
@@ -296,8 +293,24 @@ class Driver:
             _log.warning("XDP runs in generic mode: slow interface=%s %s", link.name, refusal)
         _log.info("attached interface=%s mode=%s adopted=%s", link.name, mode, replaces is not None)
         if link.is_veth:
-            needs = "its peer needs GRO or an XDP program, or drops what is forwarded"
-            _log.warning("interface=%s kind=veth: %s", link.name, needs)
+            needs = "its peer needs GRO or an XDP program, or drops what is forwarded; and txvlan off"
+            _log.warning("interface=%s kind=veth: %s, or tags are not seen", link.name, needs)
+        self._keep_tags_in_frames(link)
+
+    def _keep_tags_in_frames(self, link: Link) -> None:
+        """Once the link is ours, for some drivers start anew at that."""
+        outcome = offloads.keep_tags_in_frames(link.name)
+        self._hidden_tags.pop(link.name, None)
+        if outcome.turned_off:
+            what = ",".join(outcome.turned_off)
+            _log.info("tags stay in frames from now on interface=%s turned_off=%s", link.name, what)
+        if outcome.left_on:
+            what = ",".join(outcome.left_on)
+            self._hidden_tags[link.name] = warning = (
+                f"tags are not seen, frames that come in with one are forwarded with a wrong one or none:"
+                f" interface={link.name} offload={what} not turned off: {outcome.why}"
+            )
+            _log.warning("%s", warning)
 
     async def _attach_egress(self, port: Port) -> None:
         """A bond's own packets pass its hook and then the member's: only one of these may steer them."""
@@ -332,10 +345,9 @@ class Driver:
 
     async def _follow_links(self) -> None:
         """Members that join a bond get the program, those that leave it lose it. Of one that is down, or kept
-        in reserve, only the records change. Trouble is logged once.
+        in reserve, only the records change; so do those of any link whose MAC address does. Trouble is
+        logged once.
         """
-        if not any(port.link.is_bond for port in self._ports):
-            return
         try:
             links = await self._netlink.links()
             ports = ports_of(self._indexes(), links)
@@ -343,7 +355,7 @@ class Driver:
                 await self._become(ports, {link.index for link in links})
         except DataplaneError as error:
             if str(error) != self._trouble:
-                _log.error("bond not followed error=%s", error)
+                _log.error("links not followed error=%s", error)
             self._trouble = str(error)
         else:
             self._trouble = ""
@@ -354,6 +366,7 @@ class Driver:
         now = {member.index: member for port in ports for member in port.members}
         for index in before.keys() - now.keys():
             self.modes.pop(before[index].name, None)
+            self._hidden_tags.pop(before[index].name, None)
             if index in present:
                 await self._take_off(before[index])
             _log.info("left interface=%s", before[index].name)

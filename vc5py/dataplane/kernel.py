@@ -63,8 +63,9 @@ class KernelDataplane:
         self._clock = clock
         self._indices = RunAllocator(min(maps.sizes.services, abi.MAX_SERVICES), "services")
         self._tables = TableArena(maps.slots, QUARANTINE_S, policy.settle_s)
-        self._housekeeper = Housekeeper(maps, self._tables, QUARANTINE_S, policy.pace)
-        self._placing = Placing(maps, policy.sources, self._housekeeper, QUARANTINE_S)
+        patience = ticks.ticks(policy.settle_s)
+        self._housekeeper = Housekeeper(maps, self._tables, QUARANTINE_S, policy.pace, patience)
+        self._placing = Placing(maps, self._housekeeper, QUARANTINE_S)
         self._switching = Switching(
             maps, self._tables, shared=policy.shared, lossy=lambda now: now < self._lossy_until
         )

@@ -41,8 +41,8 @@ _REMEDIES = {
 _DATAGRAM = 1 << 16
 _BUFFER = 1 << 22  # far more than the answers to so many questions, and room for a burst of events
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-# linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
-_GROUPS = 0x1 | 0x4 | 0x40 | 0x400
+# linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
+_GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400
 
 Place = tuple[IPAddress, int]
 """An address on an interface."""
@@ -131,8 +131,8 @@ async def solicit(places: Sequence[Place]) -> list[tuple[Place, str]]:
 
 
 async def watch() -> AsyncGenerator[Event]:
-    """Every change of the neighbour table, of routes and of links, from now on, until closed. Where more has
-    happened than there was room for, anything may have changed.
+    """Every change of the neighbour table, of routes (and addresses) and of links, from now on, until closed.
+    Where more has happened than there was room for, anything may have changed.
     """
     loop, read = asyncio.get_running_loop(), 0
     with closing(_open(_GROUPS)) as opened:

@@ -2,7 +2,7 @@
 
 A real on one of our links is reached by its own MAC address; one beyond a router by the gateway's, if its
 forwarding mode can cross a router. The tags that frames need come from the configured VLANs, or from the
-VLAN device that the route leads to.
+VLAN device that the route leads to. Tunnels are sent from the address that the kernel would send from.
 
 Packets that the XDP program sends bypass the kernel's neighbour code, so that the kernel would let the
 entries grow stale for ever: whatever isn't confirmed lately is solicited again. What is known of a real is
@@ -41,12 +41,19 @@ REST_PER_LOOK = 10
 
 OnChange = Callable[[IPAddress, Neighbour | None], None]
 OnLinks = Callable[[], Awaitable[None]]
+_Below = dict[int, tuple[int, int] | None]
+"""What is known of VLAN devices, for one look: the interface below each, and its tag."""
+
+
+def _usable(source: IPAddress | None) -> IPAddress | None:
+    """What may be in an outer header: whoever answers may be beyond a router."""
+    return None if source is None or source.is_link_local else source
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
     """How frames get to a real: by `hop` (itself or a gateway), which the kernel knows on `resolve_on`; out
-    of `ifindex`, with these tags.
+    of `ifindex`, with these tags; from `source`, if it needs an outer header.
     """
 
     hop: IPAddress
@@ -54,6 +61,7 @@ class _Way:
     ifindex: int
     vlan: int | None
     svlan: int
+    source: IPAddress | None
 
     @property
     def place(self) -> Place:
@@ -83,25 +91,36 @@ class NeighbourWatch:
         self._on_links = on_links
         self._wanted: frozenset[IPAddress] = frozenset()
         self._far: frozenset[IPAddress] = frozenset()
+        self._tunnelled: frozenset[IPAddress] = frozenset()
         self._ways: dict[IPAddress, _Way] = {}
         self._behind: dict[Place, set[IPAddress]] = defaultdict(set)  # reals by the place of their ways
         self._macs: dict[Place, str] = {}
         self._known: dict[IPAddress, Neighbour] = {}
         self._unreachable: set[IPAddress] = set()
+        self._sourceless: set[IPAddress] = set()  # those by tunnels that can't be sent
+        self._warned = ""
         self._trouble: frozenset[str] = frozenset()
         self._stale = asyncio.Event()
         self._links_stale = asyncio.Event()
         self._look_s = 0.0
 
-    def want(self, reals: frozenset[IPAddress], far: frozenset[IPAddress] = frozenset()) -> None:
-        """The reals to look after from now on; `far` ones may be beyond a router."""
+    def want(
+        self,
+        reals: frozenset[IPAddress],
+        far: frozenset[IPAddress] = frozenset(),
+        tunnelled: frozenset[IPAddress] = frozenset(),
+    ) -> None:
+        """The reals to look after from now on; `far` ones may be beyond a router, `tunnelled` ones need an
+        address of ours to send from.
+        """
         for gone in (self._known.keys() | self._ways.keys() | self._unreachable) - reals:
             self._known.pop(gone, None)
             self._unreachable.discard(gone)
             self._set_way(gone, None)
-        if (reals, far) != (self._wanted, self._far):
+        if (reals, far, tunnelled) != (self._wanted, self._far, self._tunnelled):
             self._stale.set()
-        self._wanted, self._far = reals, far
+        self._wanted, self._far, self._tunnelled = reals, far, tunnelled
+        self._sourceless &= tunnelled
 
     def set_vlans(self, vlans: Sequence[Vlan]) -> None:
         """The configured VLANs from now on; the ways to all reals are looked up anew, soon."""
@@ -113,11 +132,33 @@ class NeighbourWatch:
         """Whether the way to every wanted real is known."""
         return self._wanted <= self._known.keys()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of: nothing gets to some reals, whatever their checks say."""
+        said = []
+        if self._sourceless:
+            first = min(self._sourceless, key=lambda real: (real.version, real.packed))
+            said.append(
+                f"no IPv{first.version} address of ours to send tunnels from, as the routes are:"
+                f" nothing gets to real={first} others={len(self._sourceless) - 1}"
+            )
+        return tuple(said)
+
+    def _warn(self) -> None:
+        """Once, and again when it is another."""
+        now = "; ".join(self.warnings)
+        if now and now != self._warned:
+            _log.warning("%s", now)
+        elif self._warned and not now:
+            _log.info("all tunnels have an address of ours to be sent from")
+        self._warned = now
+
     async def refresh(self) -> None:
         """One full look at routes and the neighbour table, soliciting all that isn't sure."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         await self._find_ways(list(self._wanted), lambda: False)
+        self._warn()
         unsure = await self._look_up(set(self._behind))
         self._look_s = loop.time() - begun
         await self._solicit(unsure)
@@ -131,7 +172,7 @@ class NeighbourWatch:
     async def _find_ways(self, reals: Sequence[IPAddress], enough: Callable[[], bool]) -> set[Place]:
         """Where the ways to these lead, as far as that is found out until it is enough."""
         found: set[Place] = set()
-        below: dict[int, tuple[int, int] | None] = {}
+        below: _Below = {}
         async with contextlib.aclosing(lookups.routes_to(reals)) as routes:
             async for real, route in routes:
                 if enough():
@@ -206,25 +247,29 @@ class NeighbourWatch:
 
     # Ways
 
-    async def _way_to(
-        self, real: IPAddress, route: Route | None, below: dict[int, tuple[int, int] | None]
-    ) -> _Way | None:
-        """`below`: what is known of VLAN devices, for one look."""
+    async def _way_to(self, real: IPAddress, route: Route | None, below: _Below) -> _Way | None:
         if route is None or (route.gateway is not None and real not in self._far):
             return None
-        hop, ifindex = route.gateway or real, route.ifindex
+        hop, source = route.gateway or real, _usable(route.source)
+        exit_by, vlan = await self._exit_of(route.ifindex, below)
         configured = next((vlan for vlan in self._vlans if hop in vlan.prefix), None)
         if configured is not None:
-            out = ifindex if ifindex in self._ifindexes else self._ifindexes[0]
-            return _Way(hop, ifindex, out, configured.id, configured.outer)
+            out = self._ifindexes[0] if exit_by is None else exit_by
+            return _Way(hop, route.ifindex, out, configured.id, configured.outer, source)
+        if exit_by is None:
+            return None
+        return _Way(hop, route.ifindex, exit_by, vlan, 0, source)
+
+    async def _exit_of(self, ifindex: int, below: _Below) -> tuple[int | None, int | None]:
+        """Our interface by which frames leave that a route sends to this one, None if that isn't known; and
+        the tag that they need there, where nobody has configured it.
+        """
         if ifindex in self._ifindexes:
-            return _Way(hop, ifindex, ifindex, 0 if self._vlans else None, 0)
+            return ifindex, 0 if self._vlans else None
         if ifindex not in below:
             below[ifindex] = await self._netlink.vlan_below(ifindex)
         device = below[ifindex]
-        if device is not None and device[0] in self._ifindexes:
-            return _Way(hop, ifindex, device[0], device[1], 0)
-        return None
+        return device if device is not None and device[0] in self._ifindexes else (None, None)
 
     def _note_way(self, real: IPAddress, route: Route | None, way: _Way | None) -> None:
         if way is not None:
@@ -232,6 +277,10 @@ class NeighbourWatch:
         elif real not in self._unreachable:
             self._unreachable.add(real)
             _log.warning("real can't be reached in its mode real=%s route=%s", real, route)
+        if way is not None and way.source is None and real in self._tunnelled:
+            self._sourceless.add(real)
+        else:
+            self._sourceless.discard(real)
         self._set_way(real, way)
 
     def _set_way(self, real: IPAddress, way: _Way | None) -> None:
@@ -273,7 +322,7 @@ class NeighbourWatch:
         mac = self._macs.get(way.place)
         if mac is None:
             return
-        neighbour = Neighbour(way.ifindex, mac, way.hop == real, way.vlan, way.svlan)
+        neighbour = Neighbour(way.ifindex, mac, way.hop == real, way.vlan, way.svlan, way.source)
         if self._known.get(real) != neighbour:
             self._known[real] = neighbour
             _log.info("neighbour real=%s hop=%s mac=%s", real, way.hop, mac)

@@ -8,7 +8,7 @@ that was freed rests until no flow names it, and is its backend's again should t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,8 @@ Named = tuple[BackendState, int]  # with its identity
 class Placing:
     """`places`: of the backends that were wanted last."""
 
-    def __init__(
-        self, maps: Maps, sources: Mapping[int, IPAddress], housekeeper: Housekeeper, quarantine_s: float
-    ) -> None:
-        self.records = Records(maps, sources)
+    def __init__(self, maps: Maps, housekeeper: Housekeeper, quarantine_s: float) -> None:
+        self.records = Records(maps)
         self.places: dict[BackendId, Place] = {}
         self._services = maps.services
         self._housekeeper = housekeeper
@@ -140,7 +138,7 @@ class Placing:
     def _remember_neighbour(self, real: IPAddress, index: int) -> None:
         """What an earlier run knew of the real's place is good until something better is known."""
         if real not in self.records.neighbours:
-            neighbour = self.records.neighbour_at(index)
+            neighbour = self.records.neighbour_at(index, real)
             if neighbour is not None:
                 self.set_neighbour(real, neighbour)
 

@@ -5,11 +5,10 @@ Values only; `settings` puts them into the maps, and `kernel` acts on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vc5py.dataplane import abi
-from vc5py.model import IPAddress, Timeouts
+from vc5py.model import Timeouts
 
 # How long a changed slot stays unstable: more than twice the time in which every talking flow is recorded
 # (SAMPLE_TICKS in xdp/choose.h).
@@ -51,13 +50,10 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds for all services. `sources`: our own addresses by IP version, for outer headers. `shared`:
-    flows may be known to other balancers that we don't know of.
-    """
+    """What holds for all services. `shared`: flows may be known to other balancers that we don't know of."""
 
     timeouts: Timeouts = field(default_factory=Timeouts)
     drop_fragments: bool = False
-    sources: Mapping[int, IPAddress] = field(default_factory=dict)
     settle_s: float = SETTLE_S
     pace: Pace = Pace()
     shared: bool = False

@@ -6,7 +6,7 @@ together is in one word and is written in one store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from ipaddress import ip_address
 
 from vc5py.dataplane import abi
 from vc5py.dataplane.base import Neighbour
@@ -17,16 +17,13 @@ _L2 = abi.MODES[ForwardMode.L2]
 
 
 class Records:
-    """`sources`: our own addresses by IP version, for outer headers."""
-
-    def __init__(self, maps: Maps, sources: Mapping[int, IPAddress]) -> None:
+    def __init__(self, maps: Maps) -> None:
         backends = maps.backends
         self._all = backends
         self._counts = maps.backend_counts
         self._link, self._place, self._how = backends["link"], backends["place"], backends["how"]
         self._source, self._destination = backends["source"], backends["destination"]
         self.identity = backends["identity"]
-        self._sources = sources
         self.neighbours: dict[IPAddress, Neighbour] = {}
 
     def clear(self, base: int, room: int) -> None:
@@ -52,10 +49,7 @@ class Records:
         """How packets get there; a real that changes its mode is written before its flags are."""
         self.identity[index] = identity
         if backend.forwarding.mode is not ForwardMode.L2:
-            real = backend.id.real
-            source = self._sources.get(real.version)
-            self._source[index] = source.packed if source is not None else b""
-            self._destination[index] = real.packed
+            self._destination[index] = backend.id.real.packed
         self._how[index] = abi.how_word(backend.forwarding)
 
     def write_load(self, index: int, backend: BackendState, load: int) -> None:
@@ -73,17 +67,29 @@ class Records:
         if mode != _L2 and abi.FORWARD_MODES[mode].is_tunnel:
             if real.version == 6:
                 flags |= abi.BACKEND_OUTER6
-            if real.version not in self._sources:
+            if neighbour is not None and neighbour.source is None:
                 neighbour = None  # nothing to send from
         if neighbour is not None and (neighbour.on_link or mode != _L2):
             flags |= abi.BACKEND_REACHABLE
             flags |= abi.BACKEND_ON_LINK if neighbour.on_link else 0
             flags |= abi.BACKEND_SET_TAGS if neighbour.vlan is not None else 0
             mac = abi.mac_to_word(neighbour.mac)
+            self._write_source(index, neighbour.source)
             self._place[index] = abi.place_word(neighbour.ifindex, neighbour.vlan or 0, neighbour.svlan)
         self._link[index] = mac | flags << 48
 
-    def neighbour_at(self, index: int) -> Neighbour | None:
+    def _write_source(self, index: int, source: IPAddress | None) -> None:
+        """For every mode, as that may change. Where one IPv6 address replaces another, a packet may get half
+        of each: there are two stores.
+        """
+        self._source[index] = b"" if source is None else source.packed
+
+    def _source_at(self, index: int, version: int) -> IPAddress | None:
+        length = 4 if version == 4 else 16
+        packed = bytes(self._source[index]).ljust(length, b"\0")[:length]  # as numpy drops zeros at the end
+        return ip_address(packed) if any(packed) else None
+
+    def neighbour_at(self, index: int, real: IPAddress) -> Neighbour | None:
         """Where an earlier run knew the record's real to be."""
         flags = self.flags(index)
         if not flags & abi.BACKEND_REACHABLE:
@@ -95,4 +101,5 @@ class Records:
             on_link=bool(flags & abi.BACKEND_ON_LINK),
             vlan=place >> 32 & 0xFFFF if flags & abi.BACKEND_SET_TAGS else None,
             svlan=place >> 48,
+            source=self._source_at(index, real.version),
         )

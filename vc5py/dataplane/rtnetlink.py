@@ -25,7 +25,7 @@ _REQUEST, _DUMP = 0x01, 0x300
 _REPLACE_OR_CREATE = 0x100 | 0x400
 # linux/rtnetlink.h
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, length of destination, and what isn't needed here
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_VIA = 1, 4, 5, 18
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 7, 18
 # linux/neighbour.h
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, interface, state, flags, type
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -42,16 +42,20 @@ class _Kind:
 
     ERROR, DONE = 2, 3
     NEWLINK, DELLINK = 16, 17
+    NEWADDR, DELADDR = 20, 21
     NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
     NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`gateway` is None where the destination is on the link itself."""
+    """`gateway` is None where the destination is on the link itself. `source`: the address of ours that the
+    kernel would send from, None where it has none.
+    """
 
     ifindex: int
     gateway: IPAddress | None
+    source: IPAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class NeighbourEvent:
 
 @dataclass(frozen=True, slots=True)
 class RoutesChanged:
-    """Some route was added, changed or removed."""
+    """Some route was added, changed or removed, or an address of ours, which routes name as their source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ def _read_one(data: bytes, kind: int, sequence: int, start: int, end: int) -> Me
             return _neighbour(data, start, end, gone=kind == _Kind.DELNEIGH)
         case _Kind.NEWROUTE:
             return Found(sequence, _route(data, start, end))
-        case _Kind.DELROUTE:
+        case _Kind.DELROUTE | _Kind.NEWADDR | _Kind.DELADDR:
             return RoutesChanged()
         case _Kind.NEWLINK | _Kind.DELLINK:
             return LinksChanged()
@@ -202,7 +206,8 @@ def _route(data: bytes, start: int, end: int) -> Route | None:
         return None
     via = attributes.get(_RTA_VIA)  # a gateway of the other version, after its family
     gateway = attributes.get(_RTA_GATEWAY) or (via[2:] if via else None)
-    return Route(int.from_bytes(out, sys.byteorder), _address(gateway))
+    source = _address(attributes.get(_RTA_PREFSRC))
+    return Route(int.from_bytes(out, sys.byteorder), _address(gateway), source)
 
 
 def _neighbour(data: bytes, start: int, end: int, *, gone: bool) -> NeighbourEvent | None:
