@@ -21,4 +21,4 @@ def test_no_false_down_under_load(capsys: pytest.CaptureFixture[str]) -> None:
     assert figure.quiet.false_downs == 0
     assert all(aim.met for aim in aims(figure)), figure
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith(("met", "MISSED")) for line in lines) == 4
+    assert sum(line.startswith(("met", "MISSED")) for line in lines) == 5

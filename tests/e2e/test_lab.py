@@ -350,13 +350,25 @@ def command_lab() -> Iterator[Network]:
     network.sweep()
 
 
+def heed_signals() -> None:
+    """Whoever runs these tests by nohup(1) or in the background has them ignore some, which is inherited."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start_show(command_lab: Network) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     """Starts `vc5py lab` and returns it when it has printed that text."""
     started: list[subprocess.Popen[str]] = []
 
     def start(until: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(LAB_COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            LAB_COMMAND,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=heed_signals,
+        )
         started.append(process)
         assert process.stdout
         seen = []

@@ -348,6 +348,8 @@ class Driver:
         in reserve, only the records change; so do those of any link whose MAC address does. Trouble is
         logged once.
         """
+        if not self._ports:
+            return  # nothing is attached yet
         try:
             links = await self._netlink.links()
             ports = ports_of(self._indexes(), links)
