@@ -19,6 +19,11 @@
 
 #define SAMPLE_TICKS 64
 
+/* A datagram doesn't say that it is the first of its flow. After so long a silence it is: longer than a changed
+ * slot stays unstable, so that what was recorded there meanwhile holds for as long as anything does.
+ */
+#define UDP_OVER_TICKS 768
+
 struct choice {
 	struct backend *backend;
 	u32 index; /* of the backend, among all */
@@ -75,6 +80,22 @@ static __always_inline void flow_refresh(const struct flow_place *place, u64 has
 		flow_write(place->entry, hash, value);
 	if (state != old)
 		flow_log(hash, value);
+}
+
+/*
+ * Whether the packet is the first of a flow that only has its name in common with the one that the entry tells
+ * of: clients use their ports again. A SYN alone doesn't prove it, or a stranger could move a connection with a
+ * FIN and a SYN; the silence of the flow before it must have lasted for longer than its entry is kept.
+ */
+static __always_inline bool flow_is_another(u64 value, const struct packet *p, u16 now)
+{
+	const struct settings *settings = settings_get();
+
+	if (!settings || !flow_expired(value, now, settings))
+		return false;
+	if (p->protocol == IPPROTO_UDP)
+		return flow_age(value, now) > UDP_OVER_TICKS + CLOCK_SLACK;
+	return p->starts && !p->ends;
 }
 
 /* Of the slot's backend and the one of another slot the less loaded one. */
@@ -135,12 +156,14 @@ static __always_inline enum verdict choose_by_flow(const struct flow *f, u32 slo
 {
 	struct flow_place place = {};
 	enum verdict verdict;
+	bool another;
 	u32 local;
 	u64 value;
 
 	if (!flow_find(&place, f->hash))
 		return VERDICT_NO_BACKEND;
-	if (place.entry && flow_service(place.value) == f->service_index) {
+	another = place.entry && flow_is_another(place.value, p, now);
+	if (place.entry && !another && flow_service(place.value) == f->service_index) {
 		if (choose_local(f->service, flow_local(place.value), choice)) {
 			flow_refresh(&place, f->hash, p, now);
 			return VERDICT_FORWARDED_FLOW;
@@ -155,7 +178,7 @@ static __always_inline enum verdict choose_by_flow(const struct flow *f, u32 slo
 	if (place.entry) {
 		flow_write(place.entry, f->hash, value);
 		flow_log(f->hash, value);
-		return VERDICT_FORWARDED_REHASHED;
+		return another ? verdict : VERDICT_FORWARDED_REHASHED;
 	}
 	if (flow_insert(&place, f->hash, value, now, true)) {
 		flow_log(f->hash, value);

@@ -12,33 +12,43 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import random
 import sys
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
+
 from tests.fuzz.mutate import frames, own_frames
 from tests.packets.cases import CASES, PROBES
-from tests.packets.cases_base import WEB_11_DOWN, WEB_11_DRAINING
+from tests.packets.cases_base import REAL_11, WEB_11_DOWN, WEB_11_DRAINING
 from tests.packets.cases_flow import DROPPING, LOADED
 from tests.packets.cases_forward import BONDS
 from tests.packets.cases_ipv6 import WEB6_11_DOWN
-from tests.packets.harness import Kernel, Outcome, XdpAction
-from tests.packets.oracle import Flows, Oracle, expect_probe
+from tests.packets.harness import Entry, Kernel, Outcome, XdpAction
+from tests.packets.oracle import Flows, Known, Oracle, expect_probe, read_tuple
+from tests.packets.oracle_read import Kind, read
 from tests.packets.world import WORLD, RealSpec, Side, World
 from vc5py.dataplane import abi
+from vc5py.dataplane.abi import FlowState
+from vc5py.model import Protocol
 
 BATCH = 500  # few enough flows that none of them has to give way to another
 _STRIDE = 1_000_003  # between the seeds of batches
 SILENT = replace(WORLD, answers=False)
 BONDED = replace(WORLD, bond=BONDS["bond"])
+DOWN = WEB_11_DOWN
+for _name in ("sticky", "least"):
+    DOWN = DOWN.with_real(_name, REAL_11, up=False, weight=0)
 CUT = replace(WORLD, bond=BONDS["bond_far"], cut=frozenset({Side.FAR}))
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """`before` as in `Kernel.install`. `side`: the one that frames come in on. `bare`: without headroom.
-    `egress`: frames of our own, through the other program.
+    `egress`: frames of our own, through the other program. `known`: many of the flows have an entry, of any
+    real, state and age. `full`: the flow table is, of others' established ones.
     """
 
     world: World = WORLD
@@ -46,6 +56,8 @@ class Setting:
     side: Side = Side.NEAR
     bare: bool = False
     egress: bool = False
+    known: bool = False
+    full: bool = False
 
 
 SETTINGS = (  # taken in turn
@@ -61,7 +73,17 @@ SETTINGS = (  # taken in turn
     Setting(LOADED),
     Setting(BONDED, side=Side.FAR),
     Setting(CUT),
+    Setting(WEB_11_DRAINING, WORLD, known=True),
+    Setting(DOWN, WORLD, known=True),
+    Setting(WEB_11_DRAINING, WORLD, full=True),
 )
+AGES = (0, 0, 1, 2, 8, 9, 94, 95, 234, 235, 768, 769, 2812, 2813, 20000)  # in ticks
+STATES = {
+    Protocol.TCP: (FlowState.UNPROVEN, FlowState.PROVING, FlowState.CLOSING, FlowState.ESTABLISHED),
+    Protocol.UDP: (FlowState.UNPROVEN, FlowState.PROVING, FlowState.STREAM),
+}
+_OTHER = abi.FLOW_VALID | FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT
+OTHERS = np.array((_OTHER ^ 1, _OTHER), abi.FLOW_ENTRY)  # seen in tick 0, which it always is
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +139,51 @@ class Fuzzer:
             return self._egress(seed, setting, count)
         side = chosen.side
         inputs = list(islice(frames(seed, self._corpus, side), count))
+        oracle, headroom = self._oracles[setting], not chosen.bare
+        flows = self._know(seed, inputs, chosen.world) if chosen.known else {}
+        if chosen.full:
+            self._kernel.maps.flows[:] = OTHERS
         outcomes = self._kernel.run_many(inputs, side, bare=chosen.bare)
-        flows: Flows = {}
         mismatches: list[Mismatch] = []
         verdicts: dict[str, int] = {}
-        oracle, headroom = self._oracles[setting], not chosen.bare
         for at, (frame, got) in enumerate(zip(inputs, outcomes, strict=True)):
-            expected = oracle.predict(frame, flows, side=side, headroom=headroom)
+            expected = oracle.predict(frame, flows, side=side, room=not chosen.full, headroom=headroom)
             if got.action is XdpAction.DROP:
                 got = Outcome(got.verdict, got.action, b"")
             if got != expected:
                 mismatches.append(Mismatch(seed, setting, at, frame, expected, got))
             verdicts[str(got.verdict)] = verdicts.get(str(got.verdict), 0) + 1
-        if not mismatches and self._kernel.recorded() != {n: known.told for n, known in flows.items()}:
+        if not mismatches and not self._holds(flows, full=chosen.full):
             nothing = Outcome("flow_table", XdpAction.DROP, b"")
             mismatches.append(Mismatch(seed, setting, count, b"", nothing, nothing))
         return Result(count, mismatches, verdicts)
+
+    def _know(self, seed: int, inputs: list[bytes], world: World) -> Flows:
+        """Gives about half of the flows of these frames an entry."""
+        r = random.Random(seed)
+        services = {(s.vip, port, protocol): s for s in world.services for port, protocol in s.ports}
+        flows: Flows = {}
+        for frame in inputs:
+            p, problem = read(frame)
+            if problem is not None or p.kind is not Kind.FLOW or r.random() < 0.5:
+                continue
+            flow = read_tuple(frame)
+            service = services.get((flow.vip, flow.dport, flow.protocol))
+            if service is None or flow.hash in flows:
+                continue
+            real, state = r.choice(service.reals), r.choice(STATES[flow.protocol])
+            entry = Entry(service.name, real, state, r.choice(AGES))
+            way = self._kernel.free_way(flow.hash)
+            if way is not None:
+                self._kernel.put(flow.hash, entry, way)
+                flows[flow.hash] = Known(service.name, real.address, state, entry.age)
+        return flows
+
+    def _holds(self, flows: Flows, *, full: bool) -> bool:
+        """Whether the flow table holds just these, or where it is full what it did."""
+        if full:
+            return not flows and bool((self._kernel.maps.flows == OTHERS).all())
+        return self._kernel.recorded() == {n: known.told for n, known in flows.items()}
 
     def _egress(self, seed: int, setting: int, count: int) -> Result:
         marks = self._marks()

@@ -13,10 +13,12 @@ from tests.fuzz.differential import BATCH, SETTINGS, Fuzzer, corpus, run
 from tests.fuzz.mutate import frames, quote
 from tests.packets.cases import CASES
 from tests.packets.harness import Kernel
+from tests.packets.oracle import UNREACHABLE
 from tests.packets.oracle_read import read
 from tests.packets.world import Side
+from vc5py.dataplane import abi
 
-EXECUTIONS, SEED = 20_000, 1
+EXECUTIONS, SEED, A_LONG_RUN = 20_000, 1, 500_000
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,9 @@ def test_kernel_and_oracle_agree(request: pytest.FixtureRequest) -> None:
     result = run(executions, seed, workers=1 if executions <= EXECUTIONS else None)
     assert not result.mismatches, "\n".join(map(str, result.mismatches))
     assert result.executions >= executions
-    assert len(result.verdicts) > 20, "the frames have become too much alike"
+    unseen = {verdict.name for verdict in abi.verdicts()} - result.verdicts.keys() - UNREACHABLE
+    # A short run doesn't come to the rarest.
+    assert len(unseen) < 5 if executions < A_LONG_RUN else not unseen, "the frames have become too much alike"
 
 
 @pytest.mark.parametrize("egress", [False, True], ids=["clients", "own"])

@@ -279,6 +279,11 @@ class Kernel:
         """Writes an entry; `tear` spoils that many of its tag's bits, as a torn write would."""
         self.put_word(self.sets_of(flow_hash)[entry.second], way, flow_hash ^ tear, self.value_of(entry))
 
+    def free_way(self, flow_hash: int) -> int | None:
+        """Where in its first set the flow could be put; None where that is full."""
+        free = np.flatnonzero(self.maps.flows[self.sets_of(flow_hash)[0]]["value"] == 0)
+        return int(free[0]) if len(free) else None
+
     def put_word(self, flow_set: int, way: int, flow_hash: int, value: int) -> None:
         self.maps.flows[flow_set, way] = (flow_hash ^ value, value)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tests.packets import oracle_read, oracle_send
 from tests.packets.harness import ACTIONS, KEY, Outcome, TcAction, XdpAction
-from tests.packets.oracle_read import Kind, Packet, Quote, read
+from tests.packets.oracle_read import UDP, Kind, Packet, Quote, read
 from tests.packets.oracle_send import OURS, mac
 from tests.packets.world import BOND_MAC, RealSpec, ServiceSpec, Side, World
 from vc5py.core import maglev
@@ -24,8 +24,32 @@ from vc5py.model import ForwardMode, IPAddress, Protocol, Scheduling, Unknown
 
 SAMPLE = 64  # a flow is looked up in one tick of so many, whatever its slot says
 FRAGMENT_TICKS = 23  # 30 s, of 128 hundredths each: afterwards an identification may be another packet's
+# After which silence a SYN is another connection's: 120, 10 and 3,600 s, and for datagrams 300 s, but never
+# before UDP_OVER_TICKS.
+KEPT_TICKS = {
+    FlowState.UNPROVEN: 94,
+    FlowState.PROVING: 94,
+    FlowState.CLOSING: 8,
+    FlowState.FRAGMENT: FRAGMENT_TICKS,
+    FlowState.ESTABLISHED: 2812,
+    FlowState.STREAM: 234,
+}
+UDP_OVER_TICKS = 768
+HALF_CLOSED_TICKS = 2  # a client that still sends so long after its FIN has closed only its own direction
 
-__all__ = ["ACTIONS", "Flows", "Known", "Oracle", "expect_probe", "maglev_choice", "read_tuple"]
+# What can't be parsed never gets as far as being marked: that check is there for the verifier.
+UNREACHABLE = frozenset({"mode_unsupported"})
+
+__all__ = [
+    "ACTIONS",
+    "UNREACHABLE",
+    "Flows",
+    "Known",
+    "Oracle",
+    "expect_probe",
+    "maglev_choice",
+    "read_tuple",
+]
 
 
 class Tuple5(NamedTuple):
@@ -311,10 +335,11 @@ def _choose(
         if real is not None:
             return "forwarded_stable", real
     known = flows.get(name)
-    if known is not None and known.service == service.spec.name:
+    another = known is not None and _is_another(known, p)
+    if known is not None and not another and known.service == service.spec.name:
         real = service.up(known.real)
         if real is not None:
-            flows[name] = replace(known, state=_after(known.state, p))
+            flows[name] = _seen(known, p)
             return "forwarded_flow", real
         unstable = False
     verdict, real = "forwarded_new", None
@@ -330,14 +355,35 @@ def _choose(
         former = service.up(service.previous[slot]) if unstable and p.starts else None
         return "forwarded_unrecorded", former or real
     flows[name] = Known(service.spec.name, real.address)
-    return ("forwarded_rehashed" if known is not None else verdict), real
+    return ("forwarded_rehashed" if known is not None and not another else verdict), real
 
 
-def _after(state: FlowState, p: Packet) -> FlowState:
-    """The state after one more packet within the same tick."""
+def _is_another(known: Known, p: Packet) -> bool:
+    """Whether the packet begins a flow, and the one of that name has been silent for too long to be meant."""
+    if known.age <= KEPT_TICKS[known.state]:
+        return False
+    return known.age > UDP_OVER_TICKS if p.protocol == UDP else p.starts and not p.ends
+
+
+def _seen(known: Known, p: Packet) -> Known:
+    """The entry after one more packet. That of a connection that has ended tells when it did."""
+    state = _after(known.state, known.age, p)
+    kept = state is FlowState.CLOSING is known.state and not p.ends
+    return replace(known, state=state, age=known.age if kept else 0)
+
+
+def _after(state: FlowState, age: int, p: Packet) -> FlowState:
     if p.ends:
         return FlowState.CLOSING
-    return FlowState.UNPROVEN if state is FlowState.CLOSING and p.starts else state
+    if state is FlowState.CLOSING and p.starts:
+        return FlowState.UNPROVEN
+    if state is FlowState.CLOSING:
+        return FlowState.PROVING if age >= HALF_CLOSED_TICKS else state
+    if state is FlowState.UNPROVEN and age:
+        return FlowState.PROVING
+    if state is FlowState.PROVING and age:
+        return FlowState.STREAM if p.protocol == UDP else FlowState.ESTABLISHED
+    return state
 
 
 def expect_probe(frame: bytes, real: RealSpec | None) -> Outcome:

@@ -14,7 +14,7 @@ from tests.packets import frames
 from tests.packets.cases_base import REAL_11, WEB, WEB_11_DOWN, entry, sampled_port
 from tests.packets.frames import IP_AT, lying
 from tests.packets.harness import Entry, Kernel
-from tests.packets.oracle import SAMPLE, Tuple5, fragment_name, maglev_choice, read_tuple
+from tests.packets.oracle import SAMPLE, UDP_OVER_TICKS, Tuple5, fragment_name, maglev_choice, read_tuple
 from tests.packets.world import DARK_VIP, STICKY_VIP, WORLD
 from vc5py.dataplane import abi
 from vc5py.dataplane.abi import FlowState
@@ -71,7 +71,12 @@ def test_every_state_and_packet(
     if second:  # where an entry is only while its first set is full
         occupy(kernel, kernel.sets_of(HASH)[FIRST])
     kernel.put(HASH, before)
-    assert kernel.run(tcp(flags=PACKETS[column])).verdict == "forwarded_flow"
+    verdict = kernel.run(tcp(flags=PACKETS[column])).verdict
+    if PACKETS[column] == "S" and age > kernel.timeout(state):  # a port used again
+        assert verdict == "forwarded_new"
+        assert kernel.entry(HASH) == Entry("web", maglev_choice(WEB, HASH), UNPROVEN, 0, second)
+        return
+    assert verdict == "forwarded_flow"
     after = (LATER if age else SAME_TICK)[state][column]
     if state is CLOSING and after is CLOSING and PACKETS[column] in ("SA", "A"):
         if age >= HALF_CLOSED:
@@ -103,6 +108,49 @@ def test_a_flow_within_one_tick_proves_nothing(kernel: Kernel) -> None:
         kernel.run(tcp(flags=flags))
     recorded = kernel.entry(HASH)
     assert recorded is not None and recorded.state is UNPROVEN
+
+
+@pytest.mark.parametrize("state", list(SAME_TICK))
+def test_a_port_used_again_after_its_flows_time_begins_another(kernel: Kernel, state: FlowState) -> None:
+    """To the tick; and only a SYN does that, or a silent connection would move."""
+    chosen = maglev_choice(WEB, HASH)
+    other = next(real for real in WEB.reals if real != chosen)
+    kept = kernel.timeout(state)
+    for age, flags, verdict, real in (
+        (kept, "S", "forwarded_flow", other),
+        (kept + 1, "A", "forwarded_flow", other),
+        (kept + 1, "SF", "forwarded_flow", other),
+        (kept + 1, "SA", "forwarded_flow", other),
+        (kept + 1, "S", "forwarded_new", chosen),
+    ):
+        kernel.put(HASH, entry(other.address, state=state, age=age))
+        assert kernel.run(tcp(flags=flags)).verdict == verdict, (age, flags)
+        recorded = kernel.entry(HASH)
+        assert recorded is not None and recorded.real == real, (age, flags)
+
+
+@pytest.mark.parametrize("state", [UNPROVEN, STREAM])
+def test_datagrams_after_a_long_silence_begin_another_flow(kernel: Kernel, state: FlowState) -> None:
+    flow = read_tuple(udp())
+    chosen = maglev_choice(WEB, flow.hash)
+    other = next(real for real in WEB.reals if real != chosen)
+    for age, verdict, real in (
+        (kernel.timeout(state) + 1, "forwarded_flow", other),
+        (UDP_OVER_TICKS, "forwarded_flow", other),
+        (UDP_OVER_TICKS + 1, "forwarded_new", chosen),
+    ):
+        kernel.put(flow.hash, entry(other.address, state=state, age=age))
+        assert kernel.run(udp()).verdict == verdict, age
+        recorded = kernel.entry(flow.hash)
+        assert recorded is not None and recorded.real == real, age
+
+
+def test_datagrams_of_a_flow_that_is_kept_for_longer_go_on(kernel: Kernel) -> None:
+    flow = read_tuple(udp())
+    kernel.maps.settings["timeout"][0][STREAM] = 2 * UDP_OVER_TICKS
+    for age, verdict in ((2 * UDP_OVER_TICKS, "forwarded_flow"), (2 * UDP_OVER_TICKS + 1, "forwarded_new")):
+        kernel.put(flow.hash, entry(state=STREAM, age=age))
+        assert kernel.run(udp()).verdict == verdict, age
 
 
 def test_promotion_over_real_ticks(ticking: Kernel) -> None:
@@ -160,7 +208,7 @@ def test_rehash_replaces_the_entry_in_place(
     kernel.install(WEB_11_DOWN)
     if second:
         occupy(kernel, kernel.sets_of(HASH)[FIRST])
-    kernel.put(HASH, entry(state=state, age=9, second=second), way=2)
+    kernel.put(HASH, entry(state=state, age=5, second=second), way=2)
     assert kernel.run(tcp(flags=flags)).verdict == "forwarded_rehashed"
     chosen = maglev_choice(WEB_11_DOWN.service("web"), HASH)
     assert kernel.entry(HASH) == Entry("web", chosen, UNPROVEN, 0, second)

@@ -11,7 +11,7 @@ from tests.packets.cases import CASES, PROBES, ProbeCase
 from tests.packets.cases_base import Case, entry, oracle_for
 from tests.packets.frames import IP_AT, from_client, ip_checksum, patched, random_clients, tcp, udp
 from tests.packets.harness import FLOW_SETS, Kernel, Outcome, XdpAction
-from tests.packets.oracle import expect_probe, name_of, read_tuple
+from tests.packets.oracle import UNREACHABLE, expect_probe, name_of, read_tuple
 from tests.packets.oracle_send import less_one_hop
 from tests.packets.world import (
     FAR_VIP,
@@ -28,8 +28,6 @@ from vc5py.dataplane import abi
 from vc5py.dataplane.abi import FlowState
 from vc5py.model import IPAddress, Protocol
 
-# What can't be parsed never gets as far as being marked: that check is there for the verifier.
-UNREACHABLE = {"mode_unsupported"}
 TORN_BIT = 1 << 37
 
 

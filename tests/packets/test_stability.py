@@ -24,6 +24,7 @@ from tests.unit.test_stability_model import (
     begin,
     play_health,
     play_random,
+    play_reuse,
     play_steady,
     unstable_slots,
 )
@@ -141,6 +142,12 @@ def test_everything_settles_in_the_end(bench: KernelBench) -> None:
     bench.connections.clear()
     bench.pass_time(int(SETTLE_S) + 150, step_s=10)
     assert unstable_slots(bench) == 0
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("scheduling", Scheduling)
+def test_ports_used_again(bench: KernelBench, scheduling: Scheduling, protocol: Protocol) -> None:
+    play_reuse(bench, scheduling, protocol)
 
 
 def test_new_udp_flows_leave_a_drained_real(bench: KernelBench) -> None:

@@ -58,6 +58,7 @@ OUR_MAC = "02:00:00:00:00:01"
 VIPS = (IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"))
 REALS = tuple(IPv4Address("10.0.0.10") + n for n in range(9))
 SAMPLE_TICKS = 64  # xdp/choose.h
+UDP_OVER_TICKS = 768  # the same
 PROVEN_S = 200  # three sampled ticks
 INTERVALS_S = (1, 4, 30, 90, 250)  # between a connection's packets; the longest is within UDP's timeout
 MODES = {"gone": None, "down": (False, 0), "drain": (True, 0), "up": (True, 1), "heavy": (True, 5)}
@@ -292,7 +293,7 @@ class Model:
 
     def _by_flow(self, slot: int) -> int | None:
         place = self._find()
-        if place is not None:
+        if place is not None and not self._is_another(place):
             value = int(self.maps.flows[place]["value"])
             local = value & (1 << abi.FLOW_LOCAL_BITS) - 1
             if value >> abi.FLOW_SERVICE_SHIFT & abi.MAX_SERVICES - 1 == self.index and self._local_up(local):
@@ -309,6 +310,14 @@ class Model:
             return None
         self._write(place or self._room(), FlowState.UNPROVEN, local)
         return local
+
+    def _is_another(self, place: Entry) -> bool:
+        """Whether the entry is of an earlier flow of the same name."""
+        value = int(self.maps.flows[place]["value"])
+        age = self.now - (value >> abi.FLOW_TICK_SHIFT) & 0xFFFF
+        if age <= int(self.maps.settings["timeout"][0][value >> abi.FLOW_STATE_SHIFT & 7]):
+            return False
+        return self.starts or (self.connection.protocol is Protocol.UDP and age > UDP_OVER_TICKS)
 
     def _less_loaded(self, local: int) -> int:
         other = self._slot(int(self.record["table"]), self.hash >> 48) & abi.SLOT_NONE
@@ -479,6 +488,64 @@ def play_steady(bench: Bench, modes: dict[int, str], *, restless: bool) -> Count
             new_flows(bench, 240, stay=2)
         bench.pass_time(10, step_s=5)
     return new_flows(bench, 1000, stay=0)
+
+
+def play_reuse(bench: Bench, scheduling: Scheduling, protocol: Protocol) -> None:
+    """Clients use their ports again, each once the timeout of the flow before has passed: whatever that left
+    behind, a drained real gets none of them, an added one its share, and a sticky client has one real.
+    """
+    bench.scheduling = [scheduling] * 2
+    silence_s = 130 if protocol is Protocol.TCP else int(SETTLE_S) + 200
+    bench.change(0, dict.fromkeys(range(3), "up"))
+    bench.open(0, 500, protocol, 10**9, syn=True)
+    for modes, real, fair in (({0: "drain"}, 0, range(1)), ({4: "up"}, 4, range(90, 260))):
+        bench.change(0, modes)
+        for _ in range(2):
+            bench.pass_time(silence_s, step_s=10)
+            went = Counter(_begins_anew(bench, connection, protocol) for connection in bench.connections)
+            assert went[real] in fair, (modes, went)
+    if scheduling is Scheduling.STICKY:
+        pairs = {(connection.client, connection.real) for connection in bench.connections}
+        assert len(pairs) == len({client for client, _ in pairs})
+
+
+def _begins_anew(bench: Bench, connection: Connection, protocol: Protocol) -> int | None:
+    """The first packets of another connection by the same ports, which go the same way. Where they go."""
+    connection.real = None
+    for syn in (protocol is Protocol.TCP, False):
+        bench.talk(connection, syn=syn)
+    return connection.real
+
+
+def test_loads_outlast_a_change() -> None:
+    """A real whose weight changes is as loaded as before, not idle until its flows are counted anew; one that
+    comes with a record used before is idle.
+    """
+    bench = Bench(scheduling=[Scheduling.LEAST_CONNS] * 2)
+    bench.change(0, dict.fromkeys(range(3), "up"))
+    bench.open(0, 300, Protocol.TCP, 1, syn=True)
+    bench.pass_time(30)
+    loads = loads_of(bench)
+    assert min(loads[:3]) > 0
+    bench.change(0, {0: "heavy"})
+    assert loads_of(bench) == loads
+    bench.change(0, {0: "gone"})
+    bench.connections.clear()
+    bench.pass_time(int(SETTLE_S) + 4000, step_s=20)
+    bench.change(0, {5: "up"})
+    assert loads_of(bench)[0] == 0
+
+
+def loads_of(bench: Bench) -> list[int]:
+    """Of the first service's backends, by place."""
+    base = int(bench.maps.services["backends"][bench.service_index(0)]) & 0xFFFFFFFF
+    return [int(how) >> 48 for how in bench.maps.backends["how"][base : base + 4]]
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("scheduling", Scheduling)
+def test_ports_used_again(scheduling: Scheduling, protocol: Protocol) -> None:
+    play_reuse(Bench(), scheduling, protocol)
 
 
 def test_new_udp_flows_leave_a_drained_real() -> None:

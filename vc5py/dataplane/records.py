@@ -36,8 +36,9 @@ class Records:
             array[new : new + length] = array[old : old + length]
 
     def begin(self, index: int) -> None:
-        """A new backend's counters begin at 0."""
+        """A new backend's counters begin at 0, and so does its load."""
         self._counts[:, index] = 0
+        self._how[index] = 0
 
     def flags(self, index: int) -> int:
         return int(self._link[index]) >> 48
@@ -50,7 +51,7 @@ class Records:
         self.identity[index] = identity
         if backend.forwarding.mode is not ForwardMode.L2:
             self._destination[index] = backend.id.real.packed
-        self._how[index] = abi.how_word(backend.forwarding)
+        self.write_load(index, backend, int(self._how[index]) >> 48)  # loaded as it was
 
     def write_load(self, index: int, backend: BackendState, load: int) -> None:
         self._how[index] = abi.how_word(backend.forwarding, load)
