@@ -89,13 +89,14 @@ static __always_inline void flow_refresh(const struct flow_place *place, u64 has
  */
 static __always_inline bool flow_is_another(u64 value, const struct packet *p, u16 now)
 {
-	const struct settings *settings = settings_get();
+	const struct settings *settings;
 
+	if (p->protocol != IPPROTO_UDP && (!p->starts || p->ends))
+		return false;
+	settings = settings_get();
 	if (!settings || !flow_expired(value, now, settings))
 		return false;
-	if (p->protocol == IPPROTO_UDP)
-		return flow_age(value, now) > UDP_OVER_TICKS + CLOCK_SLACK;
-	return p->starts && !p->ends;
+	return p->protocol != IPPROTO_UDP || flow_age(value, now) > UDP_OVER_TICKS + CLOCK_SLACK;
 }
 
 /* Of the slot's backend and the one of another slot the less loaded one. */
