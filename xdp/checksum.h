@@ -6,11 +6,11 @@
 #ifndef VC5_CHECKSUM_H
 #define VC5_CHECKSUM_H
 
+/* Of a sum of fewer than 2^16 words of 32 bits: it fits 17 bits before the last fold. */
 static __always_inline u16 csum_fold(u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
 	return (sum & 0xffff) + (sum >> 16);
 }
 

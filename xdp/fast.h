@@ -102,17 +102,18 @@ static __always_inline struct service *fast_service(const struct ethhdr *eth, co
 	return service && !service->flags ? service : NULL;
 }
 
-#define FAST_FLAGS (BACKEND_UP | BACKEND_REACHABLE | BACKEND_SET_TAGS)
+/* A real in MODE_L2 is its own neighbour. */
+#define FAST_FLAGS (BACKEND_UP | BACKEND_REACHABLE | BACKEND_ON_LINK)
 
 /* Whether the frame needs no more than other MAC addresses and a smaller TTL to get there. */
 static __always_inline bool fast_reachable(const struct backend *backend, u64 link, const struct ethhdr *eth,
 					   u32 ifindex)
 {
-	if ((link >> 48 & FAST_FLAGS) != (BACKEND_UP | BACKEND_REACHABLE))
+	if ((link >> 48 & (FAST_FLAGS | BACKEND_SET_TAGS)) != FAST_FLAGS)
 		return false;
 	if (backend->mode != MODE_L2 || leaves_by(backend->ifindex, ifindex) != ifindex)
 		return false;
-	return !(link >> 48 & BACKEND_ON_LINK) || mac_of_frame(eth->h_source) != (link & MAC_MASK);
+	return mac_of_frame(eth->h_source) != (link & MAC_MASK);
 }
 
 static __always_inline void fast_rewrite(struct ethhdr *eth, u64 link, bool ipv6)

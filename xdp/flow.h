@@ -170,7 +170,7 @@ static __always_inline void flow_move_one(struct flow_victim *victim, struct flo
 		struct flow_set *there = flow_set_at(other);
 		struct flow_victim room = {};
 
-		if (!there || other == index || victim->rank >= RANK_EXPIRED)
+		if (!there || victim->rank >= RANK_EXPIRED)
 			continue;
 		flow_choose_victim(&room, there, now, settings);
 		if (room.rank < RANK_EXPIRED)

@@ -95,6 +95,83 @@ static __always_inline bool echo_answer(const struct cursor *frame, const struct
 	return p->ipv6 ? echo_ipv6(frame, p) : echo_ipv4(frame, p);
 }
 
+/* A header within the quotation of an ICMP message; NULL where that, or the frame, ends before it does. */
+static __always_inline void *quoted_at(const struct cursor *frame, const struct packet *p, u32 offset, u32 bytes)
+{
+	return offset + bytes <= p->l3 + p->total ? frame_at(frame, offset, bytes) : NULL;
+}
+
+/* Where the inner packet is in a tunnel whose header after the outer IP header is at `at`; 0: no tunnel. */
+static __always_inline u32 quoted_inner(const struct cursor *frame, const struct packet *p, u8 protocol, u32 at)
+{
+	u8 *gue;
+
+	if (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6)
+		return at;
+	if (protocol == IPPROTO_GRE)
+		return at + sizeof(struct gre_header);
+	at += sizeof(struct udphdr);
+	gue = quoted_at(frame, p, at, sizeof(*gue));
+	if (protocol != IPPROTO_UDP || !gue)
+		return 0;
+	return *gue >> 4 ? at : at + sizeof(struct gue_header); /* FOU has the IP version there */
+}
+
+/* Whether a quoted inner packet is one for a VIP; `cut`: what to say where too little of it is quoted. */
+static __always_inline bool quotes_vip(const struct cursor *frame, const struct packet *p, u32 at, bool cut)
+{
+	struct iphdr *ip = quoted_at(frame, p, at, sizeof(*ip));
+	struct ipv6hdr *ip6 = quoted_at(frame, p, at, sizeof(*ip6));
+	u64 daddr[2] = {};
+	bool ipv6;
+	u32 flags;
+
+	if (!ip || (ip->version != 4 && !ip6))
+		return cut;
+	ipv6 = ip->version == 6;
+	if (ipv6 && ip6)
+		__builtin_memcpy(daddr, &ip6->daddr, sizeof(daddr));
+	else
+		daddr[0] = ip->daddr;
+	return (ipv6 || ip->version == 4) && service_find(daddr, ipv6, 0, 0, &flags);
+}
+
+/*
+ * Whether a router says of a packet that we have sent in a tunnel that it is too big for the way. Nothing is done
+ * about it: anybody can say so. Of UDP, which the host itself sends too, the inner packet must be there to be seen;
+ * some routers quote no more than 8 bytes behind the IP header (RFC 792).
+ */
+static __always_inline bool is_about_tunnel(const struct cursor *frame, const struct packet *p,
+					    const struct icmphdr *icmp)
+{
+	u32 at = p->l4 + sizeof(*icmp);
+	struct ipv6hdr *ip6;
+	struct iphdr *ip;
+	u64 saddr[2] = {};
+	u8 protocol;
+
+	if (p->ipv6) {
+		ip6 = quoted_at(frame, p, at, sizeof(*ip6));
+		if (icmp->type != ICMP6_TOO_BIG || !ip6 || ip6->version != 6)
+			return false;
+		__builtin_memcpy(saddr, &ip6->saddr, sizeof(saddr));
+		protocol = ip6->nexthdr;
+		at += sizeof(*ip6);
+	} else {
+		ip = quoted_at(frame, p, at, sizeof(*ip));
+		if (icmp->type != ICMP_DEST_UNREACH || icmp->code != ICMP_FRAG_NEEDED || !ip ||
+		    *(u8 *)ip != 0x45)
+			return false;
+		saddr[0] = ip->saddr;
+		protocol = ip->protocol;
+		at += sizeof(*ip);
+	}
+	if (saddr[0] != p->daddr[0] || saddr[1] != p->daddr[1])
+		return false;
+	at = quoted_inner(frame, p, protocol, at);
+	return at && quotes_vip(frame, p, at, protocol != IPPROTO_UDP);
+}
+
 /* Reads the packet that an ICMP error quotes, as far as its ports. It was sent by the real, from the VIP. */
 static __always_inline bool parse_quoted(struct cursor *c, const struct packet *p, struct packet *quoted)
 {
@@ -223,7 +300,7 @@ static __always_inline bool too_big_answer(struct xdp_md *ctx, const struct pack
 	int bytes = frame_bytes(ctx), kept = l2_bytes(&p->tags) + quote;
 	struct cursor c;
 
-	if (p->total < quote || bytes < kept)
+	if (p->total < quote)
 		return false;
 	if (bpf_xdp_adjust_tail(ctx, kept - bytes) || bpf_xdp_adjust_head(ctx, -(int)headers))
 		return false;

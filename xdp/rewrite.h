@@ -14,6 +14,70 @@ static __always_inline u64 mac_word(const void *mac_and_flags)
 
 #define MAC_MASK 0x0000ffffffffffffULL /* the address's part of the word (little endian) */
 
+/*
+ * A backend's record as one packet sees it: every word that may change is read once, `link` last, as the control
+ * plane clears BACKEND_REACHABLE there before it changes what doesn't fit one word.
+ */
+struct way {
+	const struct backend *backend; /* for the outer addresses */
+	u64 how;                       /* from backend.mode on */
+	u64 place;                     /* from backend.ifindex on */
+	u64 link;                      /* from backend.mac on */
+};
+
+static __always_inline void way_read(struct way *way, const struct backend *backend)
+{
+	way->backend = backend;
+	way->how = READ_ONCE(*(const u64 *)&backend->mode);
+	way->place = READ_ONCE(*(const u64 *)&backend->ifindex);
+	way->link = mac_word(backend->mac);
+}
+
+static __always_inline u16 way_flags(const struct way *way)
+{
+	return way->link >> 48;
+}
+
+static __always_inline u8 way_mode(const struct way *way)
+{
+	return way->how & (MODE_OUTER6 - 1);
+}
+
+static __always_inline bool way_outer6(const struct way *way)
+{
+	return way->how & MODE_OUTER6;
+}
+
+static __always_inline u8 way_dscp(const struct way *way)
+{
+	return way->how >> 8;
+}
+
+static __always_inline __be16 way_port(const struct way *way)
+{
+	return way->how >> 16;
+}
+
+static __always_inline u16 way_mtu(const struct way *way)
+{
+	return way->how >> 32;
+}
+
+static __always_inline u32 way_ifindex(const struct way *way)
+{
+	return way->place;
+}
+
+static __always_inline u16 way_vlan(const struct way *way)
+{
+	return way->place >> 32;
+}
+
+static __always_inline u16 way_svlan(const struct way *way)
+{
+	return way->place >> 48;
+}
+
 static __always_inline void mac_write(u8 *mac, u64 word)
 {
 	*(u32 *)mac = word;
@@ -21,24 +85,24 @@ static __always_inline void mac_write(u8 *mac, u64 word)
 }
 
 /* The tags that a frame to this backend has; the priority bits are those it came with. */
-static __always_inline struct tags tags_towards(const struct backend *backend, const struct tags *in)
+static __always_inline struct tags tags_towards(const struct way *way, const struct tags *in)
 {
 	__be16 priority = in->count ? (in->count == MAX_TAGS ? in->tci[1] : in->tci[0]) & bpf_htons(~VLAN_ID) : 0;
 	struct tags out = {};
 
-	if (!(backend->flags & BACKEND_SET_TAGS))
+	if (!(way_flags(way) & BACKEND_SET_TAGS))
 		return *in;
-	if (!backend->vlan)
+	if (!way_vlan(way))
 		return out;
 	out.count = 1;
 	out.tpid[0] = bpf_htons(ETH_P_8021Q);
-	out.tci[0] = bpf_htons(backend->vlan) | priority;
-	if (backend->svlan) {
+	out.tci[0] = bpf_htons(way_vlan(way)) | priority;
+	if (way_svlan(way)) {
 		out.count = 2;
 		out.tpid[1] = out.tpid[0];
 		out.tci[1] = out.tci[0];
 		out.tpid[0] = bpf_htons(ETH_P_8021AD);
-		out.tci[0] = bpf_htons(backend->svlan) | priority;
+		out.tci[0] = bpf_htons(way_svlan(way)) | priority;
 	}
 	return out;
 }
@@ -159,11 +223,11 @@ static __always_inline bool dscp_ipv6(const struct cursor *frame, const struct p
 }
 
 /* L3 DSR: the real's address becomes the destination and the DSCP says which VIP it was. */
-static __always_inline bool dscp_rewrite(const struct cursor *frame, const struct packet *p,
-					 const struct backend *backend)
+static __always_inline bool dscp_rewrite(const struct cursor *frame, const struct packet *p, const struct way *way)
 {
+	const struct backend *backend = way->backend;
 	u64 from = address_sum(p->daddr, p->ipv6), to = address_sum(backend->destination, p->ipv6);
-	u8 tos = backend->dscp << 2 | (p->tos & 3);
+	u8 tos = way_dscp(way) << 2 | (p->tos & 3);
 
 	if (!l4_csum_update(frame, p, from, to))
 		return false;

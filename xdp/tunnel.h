@@ -24,15 +24,28 @@ static __always_inline bool is_tunnel(u8 mode)
 	return mode == MODE_IPIP || mode == MODE_GRE || mode == MODE_FOU || mode == MODE_GUE;
 }
 
-static __always_inline u32 tunnel_bytes(const struct backend *backend)
+/*
+ * Whether packets get there: by a neighbour who, where nothing in the packet says more, is the real itself; and
+ * in a tunnel from an address of ours.
+ */
+static __always_inline bool way_open(const struct way *way)
 {
-	u32 bytes = backend->flags & BACKEND_OUTER6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	if (!(way_flags(way) & BACKEND_REACHABLE))
+		return false;
+	if (way_mode(way) == MODE_L2)
+		return way_flags(way) & BACKEND_ON_LINK;
+	return !is_tunnel(way_mode(way)) || way->backend->source[0];
+}
 
-	if (backend->mode == MODE_GRE)
+static __always_inline u32 tunnel_bytes(const struct way *way)
+{
+	u32 bytes = way_outer6(way) ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+
+	if (way_mode(way) == MODE_GRE)
 		return bytes + sizeof(struct gre_header);
-	if (backend->mode == MODE_FOU)
+	if (way_mode(way) == MODE_FOU)
 		return bytes + sizeof(struct udphdr);
-	if (backend->mode == MODE_GUE)
+	if (way_mode(way) == MODE_GUE)
 		return bytes + sizeof(struct udphdr) + sizeof(struct gue_header);
 	return bytes;
 }
@@ -94,7 +107,7 @@ static __always_inline __be16 entropy_port(u64 hash)
 }
 
 static __always_inline bool outer_ipv4_write(struct cursor *c, const struct packet *p,
-					     const struct backend *backend, u32 total)
+					     const struct way *way, u32 total)
 {
 	struct iphdr *ip = c->pos;
 
@@ -107,17 +120,17 @@ static __always_inline bool outer_ipv4_write(struct cursor *c, const struct pack
 	ip->id = 0; /* never fragmented (RFC 6864, 4.1) */
 	ip->frag_off = bpf_htons(IPV4_DONT_FRAGMENT);
 	ip->ttl = TUNNEL_TTL;
-	ip->protocol = outer_protocol(p, backend->mode);
+	ip->protocol = outer_protocol(p, way_mode(way));
 	ip->check = 0;
-	ip->saddr = backend->source[0];
-	ip->daddr = backend->destination[0];
+	ip->saddr = way->backend->source[0];
+	ip->daddr = way->backend->destination[0];
 	ip->check = ipv4_header_csum(ip);
 	c->pos = ip + 1;
 	return true;
 }
 
 static __always_inline bool outer_ipv6_write(struct cursor *c, const struct packet *p,
-					     const struct backend *backend, u32 total, u64 hash)
+					     const struct way *way, u32 total, u64 hash)
 {
 	struct ipv6hdr *ip = c->pos;
 
@@ -125,19 +138,19 @@ static __always_inline bool outer_ipv6_write(struct cursor *c, const struct pack
 		return false;
 	*(__be32 *)ip = bpf_htonl(6U << 28 | (u32)p->tos << 20 | (hash >> 32 & 0xfffff));
 	ip->payload_len = bpf_htons(total - sizeof(*ip));
-	ip->nexthdr = outer_protocol(p, backend->mode);
+	ip->nexthdr = outer_protocol(p, way_mode(way));
 	ip->hop_limit = TUNNEL_TTL;
-	__builtin_memcpy(&ip->saddr, backend->source, sizeof(ip->saddr));
-	__builtin_memcpy(&ip->daddr, backend->destination, sizeof(ip->daddr));
+	__builtin_memcpy(&ip->saddr, way->backend->source, sizeof(ip->saddr));
+	__builtin_memcpy(&ip->daddr, way->backend->destination, sizeof(ip->daddr));
 	c->pos = ip + 1;
 	return true;
 }
 
 /* UDP, and GUE behind it. Over IPv4 the checksum may be absent; over IPv6 it is there where it is known. */
 static __always_inline bool outer_udp_write(struct cursor *c, const struct packet *p,
-					    const struct backend *backend, u64 hash, bool summed, u64 sum)
+					    const struct way *way, u64 hash, bool summed, u64 sum)
 {
-	u32 gue_bytes = backend->mode == MODE_GUE ? sizeof(struct gue_header) : 0;
+	u32 gue_bytes = way_mode(way) == MODE_GUE ? sizeof(struct gue_header) : 0;
 	u32 bytes = sizeof(struct udphdr) + gue_bytes + p->total;
 	struct udphdr *udp = c->pos;
 	struct gue_header *gue = (void *)(udp + 1);
@@ -145,7 +158,7 @@ static __always_inline bool outer_udp_write(struct cursor *c, const struct packe
 	if ((void *)gue > c->end)
 		return false;
 	udp->source = entropy_port(hash);
-	udp->dest = backend->port;
+	udp->dest = way_port(way);
 	udp->len = bpf_htons(bytes);
 	udp->check = 0;
 	c->pos = gue;
@@ -158,8 +171,8 @@ static __always_inline bool outer_udp_write(struct cursor *c, const struct packe
 		sum += *(u32 *)gue;
 		c->pos = gue + 1;
 	}
-	if (summed && backend->flags & BACKEND_OUTER6) {
-		sum += address_sum(backend->source, true) + address_sum(backend->destination, true) +
+	if (summed && way_outer6(way)) {
+		sum += address_sum(way->backend->source, true) + address_sum(way->backend->destination, true) +
 		       bpf_htons(IPPROTO_UDP) + bpf_htons(bytes) + csum_words((u32 *)udp, sizeof(*udp) / 4);
 		udp->check = ~csum_fold(sum);
 		if (!udp->check)
@@ -169,15 +182,15 @@ static __always_inline bool outer_udp_write(struct cursor *c, const struct packe
 }
 
 /* Writes all outer headers behind the L2 header; the room for them has been made. */
-static __always_inline bool tunnel_write(struct cursor *c, const struct packet *p, const struct backend *backend,
+static __always_inline bool tunnel_write(struct cursor *c, const struct packet *p, const struct way *way,
 					 u64 hash, bool summed, u64 sum)
 {
-	u32 total = p->total + tunnel_bytes(backend);
+	u32 total = p->total + tunnel_bytes(way);
 
-	if (backend->flags & BACKEND_OUTER6 ? !outer_ipv6_write(c, p, backend, total, hash) :
-					      !outer_ipv4_write(c, p, backend, total))
+	if (way_outer6(way) ? !outer_ipv6_write(c, p, way, total, hash) :
+					      !outer_ipv4_write(c, p, way, total))
 		return false;
-	if (backend->mode == MODE_GRE) {
+	if (way_mode(way) == MODE_GRE) {
 		struct gre_header *gre = c->pos;
 
 		if ((void *)(gre + 1) > c->end)
@@ -186,7 +199,7 @@ static __always_inline bool tunnel_write(struct cursor *c, const struct packet *
 		gre->proto = bpf_htons(p->ipv6 ? ETH_P_IPV6 : ETH_P_IP);
 		return true;
 	}
-	return backend->mode == MODE_IPIP || outer_udp_write(c, p, backend, hash, summed, sum);
+	return way_mode(way) == MODE_IPIP || outer_udp_write(c, p, way, hash, summed, sum);
 }
 
 #endif

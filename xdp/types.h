@@ -3,7 +3,7 @@
  * What the data plane and the control plane share: the contents of the maps. vc5py/dataplane/abi.py mirrors
  * this file, and the directory of the pinned maps is named after a hash of it. Every record is a multiple of
  * 64-bit words; the control plane changes a live record one aligned word at a time, so whatever must change
- * together is in one word.
+ * together is in one word, or no packet goes by the record meanwhile.
  */
 #ifndef VC5_TYPES_H
 #define VC5_TYPES_H
@@ -148,6 +148,8 @@ enum forward_mode {
 	MODE_DSCP = 5, /* the real's address as destination, the VIP told by the DSCP */
 };
 
+#define MODE_OUTER6 0x80 /* beside the mode of a tunnel: its outer addresses are IPv6 */
+
 /* Everything that the forwarding code needs to get a packet to a real, in one cache line. */
 struct backend {
 	u8 mac[6];   /* the real's, or its gateway's, address; in one word with the flags */
@@ -158,7 +160,7 @@ struct backend {
 	u64 identity;    /* stable name, the same on every node; 0: unused record */
 	__be32 source[4];      /* outer addresses of a tunnel, IPv4 ones in the first word; */
 	__be32 destination[4]; /* destination is also the new one of MODE_DSCP */
-	u8 mode;     /* enum forward_mode */
+	u8 mode;     /* enum forward_mode and MODE_OUTER6; with all that follows one word */
 	u8 dscp;     /* of MODE_DSCP, 0 to 63 */
 	__be16 port; /* UDP destination port of MODE_FOU and MODE_GUE */
 	u16 mtu;     /* largest outer packet that fits the way to the real, in bytes */
@@ -167,7 +169,6 @@ struct backend {
 
 #define BACKEND_UP        0x0001 /* flows may go there: healthy, or draining */
 #define BACKEND_REACHABLE 0x0002 /* mac is valid */
-#define BACKEND_OUTER6    0x0004 /* the outer addresses are IPv6 */
 #define BACKEND_SET_TAGS  0x0008 /* vlan and svlan count; else a frame keeps the tags it came with */
 #define BACKEND_RESTING   0x0020 /* gone: its place is free once no flow names it */
 #define BACKEND_ON_LINK   0x0010 /* mac is the real's own: a frame from it is one that came back */
@@ -190,7 +191,7 @@ struct interface {
 	u8 mac[6]; /* frames for a VIP must be addressed to it; those that leave come from it */
 	u16 flags; /* INTERFACE_* */
 	u32 bond;  /* ifindex of the bond that it is a member of; 0: none */
-	u32 reserved;
+	u32 mtu;   /* largest IP packet that leaves by it, in bytes; 0: not known */
 };
 
 #define INTERFACE_OURS 0x0001

@@ -99,22 +99,32 @@ static __always_inline enum verdict too_big(const struct packet *p)
 	return icmp_allowed() ? VERDICT_TOO_BIG_ANSWERED : VERDICT_TOO_BIG;
 }
 
-/* Whether the chosen backend can be reached by this packet. */
-static __always_inline enum verdict route_to(const struct choice *choice, const struct packet *p, u64 hash,
-					     enum verdict verdict, struct route *route)
+/* Notes the chosen backend. */
+static __always_inline enum verdict choose_route(const struct choice *choice, u64 hash, enum verdict verdict,
+						 struct route *route)
 {
-	struct backend *backend = choice->backend;
-
-	route->backend = backend;
-	route->link = mac_word(backend->mac);
+	way_read(&route->way, choice->backend);
 	route->hash = hash;
 	route->index = choice->index;
-	if (!(route->link >> 48 & BACKEND_REACHABLE))
+	return verdict;
+}
+
+/* Whether the chosen backend can be reached by this packet. */
+static __always_inline enum verdict check_route(struct route *route, const struct packet *p, u32 ifindex,
+						enum verdict verdict)
+{
+	const struct way *way = &route->way;
+	u32 around = is_tunnel(way_mode(way)) ? tunnel_bytes(way) : 0;
+	u32 largest;
+
+	if (!way_open(way))
 		return VERDICT_NO_NEIGHBOUR;
-	if (route->link >> 48 & BACKEND_ON_LINK && p->smac == (route->link & MAC_MASK))
+	if (way_flags(way) & BACKEND_ON_LINK && p->smac == (way->link & MAC_MASK))
 		return VERDICT_LOOPED;
-	if (is_tunnel(backend->mode) && backend->mtu && p->total + tunnel_bytes(backend) > backend->mtu) {
-		route->inner_mtu = backend->mtu - tunnel_bytes(backend);
+	route->ifindex = leaves_by(way_ifindex(way), ifindex);
+	largest = largest_packet(route, p, ifindex);
+	if (p->total + around > largest) {
+		route->inner_mtu = largest - around;
 		return too_big(p);
 	}
 	return verdict;
@@ -170,7 +180,7 @@ static __always_inline enum verdict decide_flow(struct packet *p, u32 ifindex, s
 		return verdict;
 	if (p->first_fragment)
 		fragment_record(name_fragment(p), f.service_index, choice.local);
-	return route_to(&choice, p, f.hash, verdict, route);
+	return choose_route(&choice, f.hash, verdict, route);
 }
 
 static __always_inline enum verdict decide_later_fragment(struct packet *p, u32 ifindex, struct route *route)
@@ -187,7 +197,7 @@ static __always_inline enum verdict decide_later_fragment(struct packet *p, u32 
 		return VERDICT_FRAGMENT;
 	if (!choose_for_fragment(hash, &choice))
 		return VERDICT_FRAGMENT_UNKNOWN;
-	return route_to(&choice, p, hash, VERDICT_FORWARDED_FRAGMENT, route);
+	return choose_route(&choice, hash, VERDICT_FORWARDED_FRAGMENT, route);
 }
 
 static __always_inline enum verdict decide_icmp_error(struct cursor *c, struct packet *p, struct route *route)
@@ -207,7 +217,7 @@ static __always_inline enum verdict decide_icmp_error(struct cursor *c, struct p
 		  quoted.protocol, p->ipv6);
 	if (!choose_for_error(&f, &choice))
 		return VERDICT_NO_BACKEND;
-	return route_to(&choice, p, f.hash, VERDICT_FORWARDED_ICMP, route);
+	return choose_route(&choice, f.hash, VERDICT_FORWARDED_ICMP, route);
 }
 
 static __always_inline enum verdict decide_icmp(struct cursor *c, struct packet *p, u32 ifindex,
@@ -216,6 +226,8 @@ static __always_inline enum verdict decide_icmp(struct cursor *c, struct packet 
 	struct icmphdr *icmp = frame_at(c, p->l4, sizeof(*icmp));
 	enum verdict verdict = refuse(p, ifindex, icmp ? UNDECIDED : VERDICT_BAD_L4_HEADER);
 
+	if (verdict == VERDICT_NOT_VIP && icmp && addressed_to_us(p, ifindex) && is_about_tunnel(c, p, icmp))
+		return VERDICT_PATH_TOO_SMALL;
 	if (verdict != UNDECIDED || !icmp)
 		return verdict;
 	if (p->first_fragment)
@@ -228,7 +240,7 @@ static __always_inline enum verdict decide_icmp(struct cursor *c, struct packet 
 	return is_icmp_error(p, icmp) ? decide_icmp_error(c, p, route) : VERDICT_BAD_ICMP;
 }
 
-static __always_inline enum verdict decide(struct xdp_md *ctx, struct packet *p, struct route *route)
+static __always_inline enum verdict decide_packet(struct xdp_md *ctx, struct packet *p, struct route *route)
 {
 	struct cursor c = frame_of(ctx);
 	enum verdict verdict = read_packet(&c, p);
@@ -241,6 +253,13 @@ static __always_inline enum verdict decide(struct xdp_md *ctx, struct packet *p,
 	if (verdict == UNDECIDED)
 		return decide_icmp(&c, p, ifindex, route);
 	return p->l3 ? refuse(p, ifindex, verdict) : verdict;
+}
+
+static __always_inline enum verdict decide(struct xdp_md *ctx, struct packet *p, struct route *route)
+{
+	enum verdict verdict = decide_packet(ctx, p, route);
+
+	return route->way.backend ? check_route(route, p, ctx->ingress_ifindex, verdict) : verdict;
 }
 
 enum action { PASS, DROP, ANSWER, FORWARD };
@@ -265,7 +284,7 @@ static __always_inline enum verdict carry_out(struct xdp_md *ctx, struct packet 
 		return echo_answer(&frame, p) ? verdict : VERDICT_BAD_ICMP;
 	else if (verdict == VERDICT_TOO_BIG_ANSWERED)
 		return too_big_answer(ctx, p, route->inner_mtu) ? verdict : VERDICT_TOO_BIG;
-	else if (verdict_action(verdict) == FORWARD && route->backend) {
+	else if (verdict_action(verdict) == FORWARD && route->way.backend) {
 		u32 bytes = frame_bytes(ctx);
 		enum verdict done = rewrite(ctx, p, route, verdict);
 

@@ -37,8 +37,8 @@
 	V(23, FORWARDED_ICMP, FORWARD, "an ICMP error about a flow, sent to the flow's real")                  \
 	V(24, FRAGMENT_UNKNOWN, DROP, "a later fragment of a packet whose first one was not seen")             \
 	V(25, ECHO_ANSWERED, ANSWER, "a ping to a VIP, answered")                                              \
-	V(26, TOO_BIG_ANSWERED, ANSWER, "does not fit the tunnel: the client was told")                        \
-	V(27, TOO_BIG, DROP, "does not fit the tunnel; the client can't be told, or was told too often")       \
+	V(26, TOO_BIG_ANSWERED, ANSWER, "does not fit the tunnel or the link: the client was told")            \
+	V(27, TOO_BIG, DROP, "does not fit; the client can't be told, or was told too often")                  \
 	V(28, BAD_ICMP, DROP, "for a VIP, an ICMP message of no use here or about no flow of ours")            \
 	V(29, UNKNOWN_PASSED, PASS, "for a VIP, but for no service of it, and these are to be passed")         \
 	V(30, BAD_EXTENSION, DROP, "for a VIP, with IPv6 extension headers that can't be followed")            \
@@ -46,7 +46,8 @@
 	V(32, NO_HEADROOM, DROP, "the driver left no room for the headers to be added")                        \
 	V(33, TOO_MANY_TAGS, PASS, "more than two VLAN tags")                                                  \
 	V(34, NO_EXIT, DROP, "no link leads to the chosen real: of its bond no member is running")             \
-	V(35, BAD_SOURCE, DROP, "for a VIP, would be answered, but its source is no address of a single host")
+	V(35, BAD_SOURCE, DROP, "for a VIP, would be answered, but its source is no address of a single host") \
+	V(36, PATH_TOO_SMALL, PASS, "says that a packet of a tunnel of ours was too big for its way")
 
 enum verdict {
 #define V(number, name, action, description) VERDICT_##name = number,

@@ -17,11 +17,13 @@ from tests.packets.cases_forward import FORWARD
 from tests.packets.cases_icmp import ICMP_CASES
 from tests.packets.cases_ipv4 import IPV4
 from tests.packets.cases_ipv6 import IPV6
-from tests.packets.frames import ether, ip, tcp, udp, vlan_tagged
+from tests.packets.cases_mtu import MTU_CASES
+from tests.packets.frames import ether, ip, patched, tcp, udp, vlan_tagged
+from tests.packets.oracle_send import updated
 from tests.packets.world import WAYS, WORLD, mode_vip
 from vc5py.model import IPAddress
 
-CASES = [*IPV4, *IPV6, *FORWARD, *ICMP_CASES, *FLOW]
+CASES = [*IPV4, *IPV6, *FORWARD, *ICMP_CASES, *FLOW, *MTU_CASES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,17 @@ def _marked() -> Iterator[ProbeCase]:
             yield ProbeCase(f"{name}-tos-{tos:02x}", "ECN stays", "probe", target, frame=frame)
 
 
+def _zero_sums() -> Iterator[ProbeCase]:
+    """A UDP checksum that is absent stays so; one that comes out as zero would say that it is."""
+    for family, at in ((4, 40), (6, 60)):
+        vip, name = mode_vip("dscp", family), f"dscp-for-{family}"
+        to = WORLD.service(name).reals[0].address
+        zero = next(n for n in range(1, 1 << 16) if not updated(n, vip.packed, to.packed))
+        for what, check in (("absent", 0), ("zero", zero)):
+            frame = patched(udp(vip, 53), at, check.to_bytes(2, "big"))
+            yield ProbeCase(f"{name}-{what}", "its checksum", "probe", (name, to), frame=frame)
+
+
 def _other_protocols() -> Iterator[ProbeCase]:
     """ICMPv6's number in an IPv4 packet, and ICMP's in an IPv6 one, have no checksum that we know of."""
     for family, number in ((4, 58), (6, 1), (6, 58)):
@@ -83,6 +96,7 @@ PROBES = [
     *_every_way(),
     *_marked(),
     *_other_protocols(),
+    *_zero_sums(),
     *_unreadable(),
     ProbeCase("near", "to a real beside us", "probe", ("web", REAL_11)),
     ProbeCase("far", "to a real on the other interface", "probe", ("far", IPv4Address("10.0.0.21"))),

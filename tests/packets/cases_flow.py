@@ -192,16 +192,21 @@ def _fragments() -> Iterator[Case]:
                     dying = lying(frame, IP_AT + 8, b"\1")
                 yield Case(f"fragment{name}_{part}_ttl", "would die", dying, "ttl_expired", first=(first,))
     yield from _aged()
+    yield from _of_tcp()
     crowded = pieces4(STICKY_VIP)[0]
     yield Case("fragment_crowded", "no room", crowded, "forwarded_unrecorded", crowded=True)
     whole = tcp(WEB_VIP, flags="A")
     yield Case("fragment_dropping_whole", "the policy is for fragments", whole, "forwarded_stable", DROPPING)
     gre = lying(frames.other_protocol(47), IP_AT + 6, b"\x20\0")
     yield Case("fragment_gre", "a first one of GRE", gre, "unsupported_protocol")
+    for size in (0, 7):
+        short = lying(lying(udp(), IP_AT + 6, b"\x20\0"), IP_AT + 2, (20 + size).to_bytes(2, "big"))
+        yield Case(f"fragment_short_udp_{size}", "a first one, in the padding", short, "bad_l4_header")
     later = lying(frames.other_protocol(47), IP_AT + 6, b"\x20\5")
     yield Case("fragment_gre_later", "a later one of GRE", later, "fragment_unknown")
-    atomic = tcp(WEB_VIP6, extensions=IPv6ExtHdrFragment(id=3))
-    yield Case("fragment_atomic", "is a whole packet", atomic, "forwarded_stable", DROPPING)
+    for reserved in (0, 1, 2, 3):
+        atomic = tcp(WEB_VIP6, extensions=IPv6ExtHdrFragment(id=3, res2=reserved))
+        yield Case(f"fragment_atomic_{reserved}", "is a whole packet", atomic, "forwarded_stable", DROPPING)
     # The last bits of the two fields
     for field, verdict in (
         (0x2001, "fragment_unknown"),
@@ -210,6 +215,20 @@ def _fragments() -> Iterator[Case]:
     ):
         frame = lying(udp(), IP_AT + 6, field.to_bytes(2, "big"))
         yield Case(f"fragment_field_{field:04x}", "a later one", frame, verdict)
+
+
+def _of_tcp() -> Iterator[Case]:
+    """Where a later fragment has no checksum, although its protocol would."""
+    for way in ("fou6", "gue6", "dscp"):
+        for family, header in (
+            (4, ip(mode_vip(way, 4), frag=8, proto=6, id=77)),
+            (6, ip(mode_vip(way, 6)) / IPv6ExtHdrFragment(id=77, nh=6, offset=8)),
+        ):
+            name = f"{way}-for-{family}"
+            known = Entry(name, WORLD.service(name).reals[0], FlowState.FRAGMENT)
+            later = bytes(ether() / header / Raw(bytes(range(64))))
+            yield Case(f"fragment{family}_{way}_tcp", "none is written", later, "forwarded_fragment",
+                       entry=known)  # fmt: skip
 
 
 def _aged() -> Iterator[Case]:

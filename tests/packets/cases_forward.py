@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address
 
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, PadN
 from scapy.layers.l2 import ARP
 
 from tests.packets import frames
 from tests.packets.cases_base import Case
-from tests.packets.frames import IP_AT, ether, lying, padded, patched, tags
+from tests.packets.frames import IP_AT, ether, from_client, lying, padded, patched, tags
+from tests.packets.oracle_send import folded, updated
 from tests.packets.world import (
     BEYOND_VIP,
     BOND_MAC,
@@ -26,6 +28,7 @@ from tests.packets.world import (
     WEB_VIP6,
     WORLD,
     Side,
+    World,
     mode_vip,
     tags_vip,
 )
@@ -90,6 +93,37 @@ def _with_ip_options(frame: bytes) -> bytes:
     return lying(longer, IP_AT + 2, (len(longer) - IP_AT).to_bytes(2, "big"))
 
 
+def with_checksum(frame: bytes, wanted: int) -> bytes:
+    """The frame with an identification that gives its IPv4 header that (right) checksum."""
+    blank = patched(frame[IP_AT : IP_AT + 20], 4, bytes(2))
+    number = (0xFFFF ^ wanted) - folded(patched(blank, 10, bytes(2)))
+    return lying(frame, IP_AT + 4, (number % 0xFFFF).to_bytes(2, "big"))
+
+
+def _zero_sums() -> Iterator[Case]:
+    """UDP checksums that come out as zero, which would say that there is none."""
+    for family in (4, 6):
+        vip = mode_vip("dscp", family)
+        to = WORLD.service(f"dscp-for-{family}").reals[0].address
+        check = next(n for n in range(1, 1 << 16) if not updated(n, vip.packed, to.packed))
+        frame = patched(udp(vip, 53), L4[family] + 6, check.to_bytes(2, "big"))
+        yield Case(f"dscp_zero_wrong_{family}", "becomes all ones", frame, STABLE)
+    client = ip_address("198.51.100.9"), 1285  # found by trying
+    outer = Case(
+        "fou6_zero_wrong", "the same", from_client(tcp(mode_vip("fou6", 4), flags="A"), *client), STABLE
+    )
+    assert outer.expected.frame[L4[6] + 6 : L4[6] + 8] == b"\xff\xff"
+    yield outer
+
+
+def _with_mtu(name: str, mtu: int) -> World:
+    """The world with another MTU on the way to one service's only real."""
+    service = WORLD.service(name)
+    real = replace(service.reals[0], forwarding=replace(service.reals[0].forwarding, mtu=mtu))
+    changed = replace(service, reals=(real,))
+    return replace(WORLD, services=tuple(changed if s is service else s for s in WORLD.services))
+
+
 def _sizes() -> Iterator[Case]:
     """To the byte: what fits, and what the client is told of what doesn't."""
     for family in (4, 6):
@@ -105,6 +139,10 @@ def _sizes() -> Iterator[Case]:
             for link, ids in list(LINKS.items())[1:]:
                 tagged = tcp(vip, flags="A", payload=b"\xa5" * (most + 1), link=tags(*ids))
                 yield Case(f"{name}_too_big_{link}", "the answer has the tags", tagged, "too_big_answered")
+        little = tcp(mode_vip("gue6", family), flags="A", payload=bytes(450))
+        small = _with_mtu(f"gue6-for-{family}", 500)
+        for name, frame in (("", little), ("_padded", padded(little, 1514))):
+            yield Case(f"small_mtu_{family}{name}", "less than an answer quotes", frame, "too_big", small)
     trailing = padded(tcp(mode_vip("ipip4", 4), flags="A"), 1514, b"\xcc")
     yield Case("padding_fits", "padding is not counted", trailing, STABLE)
     later = frames.ip(mode_vip("ipip4", 4), frag=8, proto=6, id=77)
@@ -131,6 +169,10 @@ def _tags() -> Iterator[Case]:
         yield Case(f"tags_priority_{family}", "the innermost tag's priority stays", mixed, STABLE)
         ad = patched(tcp(vip, link=tags(1)), 12, b"\x88\xa8")
         yield Case(f"tags_ad_{family}", "802.1ad alone", ad, STABLE)
+    for check in (0xFEFF, 0xFEFE, 0xFF00):  # carries, or just not, when the TTL becomes less
+        frame = with_checksum(tcp(WEB_VIP), check)
+        tagged = frame[:12] + b"\x81\x00\x00\x64" + frame[12:]
+        yield Case(f"tags_checksum_{check:04x}", "a checksum at the border", tagged, STABLE)
     for link, ids in LINKS.items():
         yield Case(f"tags_{link}_other", "another host's", tcp(NO_VIP, link=tags(*ids)), "not_vip")
         yield Case(f"tags_{link}_arp", "no IP behind", bytes(tags(*ids) / ARP()), "not_ip")
@@ -210,4 +252,4 @@ BONDS = {
     "bond_near": frozenset({Side.NEAR}),
     "bond_far": frozenset({Side.FAR}),
 }
-FORWARD = [*_bonds(), *_cuts(), *_ways(), *_odd(), *_sizes(), *_tags(), *_gateways()]
+FORWARD = [*_bonds(), *_cuts(), *_ways(), *_odd(), *_zero_sums(), *_sizes(), *_tags(), *_gateways()]

@@ -107,6 +107,11 @@ def _echo() -> Iterator[Case]:
             if kind != (8 if family == 4 else 128):
                 frame = patched(ping(vip), l4, bytes([kind]))
                 yield Case(f"{name}_type_{kind}", "of no use here", frame, "bad_icmp")
+    for size in range(8):
+        short = lying(ping(), IP_AT + 2, (20 + size).to_bytes(2, "big"))
+        yield Case(f"ping4_in_padding_{size}", "the rest is padding", short, "bad_l4_header")
+        short = patched(ping(WEB_VIP6), IP_AT + 4, size.to_bytes(2, "big"))
+        yield Case(f"ping6_in_padding_{size}", "the rest is padding", short, "bad_l4_header")
     yield Case("ping4_fragment", "a fragment", lying(ping(), IP_AT + 6, b"\x20\0"), "fragment")
     frame = bytes(ether() / ip(WEB_VIP6) / IPv6ExtHdrFragment(id=3, m=1, nh=58) / Raw(b"\x80\0" + bytes(20)))
     yield Case("ping6_fragment", "a fragment", frame, "fragment")
@@ -128,6 +133,11 @@ def _errors() -> Iterator[Case]:
             yield Case(f"{name}_known", "about a known one", frame, "forwarded_icmp", entry=known)
             udp = error(kind, vip, quote(vip, 443, layer=UDP))
             yield Case(f"{name}_udp", "about a datagram", udp, "forwarded_icmp")
+            for number in (0, 1) if family == 4 else ():
+                of_shell = WORLD.service("shell").reals[number]
+                known = entry(of_shell.address, service="shell")
+                yield Case(f"{name}_shell_{number}", "an entry of another service's", frame, "forwarded_icmp",
+                           entry=known)  # fmt: skip
             by_address = error(kind, sticky, quote(sticky))
             yield Case(f"{name}_sticky", "about a sticky flow", by_address, "forwarded_icmp")
             none = error(kind, vip, quote(vip, 81))

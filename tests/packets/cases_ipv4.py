@@ -195,6 +195,9 @@ def _lies() -> Iterator[Case]:
         yield Case(f"doff_{doff}", "a header longer than the segment", frame, "bad_l4_header")
     for length in (0, 1, 7, 14, 65535):
         yield Case(f"udp_length_{length}", "not 13", udp(length=length), "bad_l4_header")
+    for length in (0, 7, 41, 65535):  # a longer one, as a whole TCP header would be
+        lie = udp(payload=bytes(32), length=length)
+        yield Case(f"udp_long_length_{length}", "not 40", lie, "bad_l4_header")
     yield Case("udp_length_8", "less than the packet has: legal", udp(length=8), "forwarded_stable")
 
 

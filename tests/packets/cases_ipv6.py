@@ -154,6 +154,9 @@ def _lies() -> Iterator[Case]:
         yield Case(f"v6_doff_{doff}", "an impossible TCP header", frame, "bad_l4_header")
     for length in (0, 7, 14, 65535):
         yield Case(f"v6_udp_length_{length}", "not 13", udp(vip, length=length), "bad_l4_header")
+    for length in (0, 7, 41, 65535):  # a longer one, as a whole TCP header would be
+        lie = udp(vip, sport=PORT, payload=bytes(32), length=length)
+        yield Case(f"v6_udp_long_length_{length}", "not 40", lie, "bad_l4_header")
 
 
 def _truncated() -> Iterator[Case]:

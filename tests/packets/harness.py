@@ -201,10 +201,10 @@ class Kernel:
             bonded, cut = side in world.bond, side in world.cut
             index = self.ifindex[side]
             if bonded:
-                records[index] = Record(mac, BOND)
-                records[BOND] = Record(BOND_MAC, exit=None if cut else index)
+                records[index] = Record(mac, BOND, mtu=world.mtu(side))
+                records[BOND] = Record(BOND_MAC, exit=None if cut else index, mtu=world.mtu(side))
             elif not cut:
-                records[index] = Record(mac, exit=index)
+                records[index] = Record(mac, exit=index, mtu=world.mtu(side))
         return records
 
     def change(self, world: World) -> None:
@@ -218,7 +218,7 @@ class Kernel:
         self._index_by_name, self._owners = {}, {}
         for service in world.services:
             for real in service.reals:
-                how = abi.how_word(real.forwarding, real.load)
+                how = abi.how_word(real.forwarding, real.load, outer6=real.address.version == 6)
                 place = self.backend_index(service.name, real)
                 self.maps.backends["how"][place] = how
                 index = self._service_index(service.name)

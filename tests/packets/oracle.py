@@ -224,6 +224,8 @@ class Oracle:
         if p.kind is Kind.FLOW:
             return *self._flow(frame, p, flows, side, room), p
         refused = self._refused(frame, p, side, "")
+        if refused == "not_vip" and p.kind is Kind.ICMP and self._tells_of_tunnel(frame, p, side):
+            return "path_too_small", None, 0, p
         if refused:
             return refused, None, 0, p
         if p.kind is Kind.ICMP:
@@ -239,6 +241,13 @@ class Oracle:
             return "not_our_mac"
         passed = unknown is Unknown.PASS and verdict in ("no_service", "unsupported_protocol")
         return "unknown_passed" if passed else verdict
+
+    def _tells_of_tunnel(self, frame: bytes, p: Packet, side: Side) -> bool:
+        """Whether it is a router's word that a packet in a tunnel of ours was too big."""
+        tunnel = oracle_read.read_quoted_tunnel(p, frame)
+        if frame[:6] != OURS[side] or tunnel is None:
+            return False
+        return tunnel.destination in self._vips if tunnel.destination else tunnel.protocol != oracle_read.UDP
 
     def _flow(
         self, frame: bytes, p: Packet, flows: Flows, side: Side, room: bool
@@ -300,8 +309,9 @@ class Oracle:
             return "no_neighbour", b""
         if real.on_link and frame[6:12] == mac(real.mac):
             return "looped", b""
-        if mode.is_tunnel and p.total + oracle_send.tunnel_bytes(real) > real.forwarding.mtu:
-            return self._too_big(frame, p, real)
+        room = self._room(p, real, side)
+        if room is not None and p.total > room:
+            return self._too_big(frame, p, room)
         if real.side in self._world.cut and not self._leaves_where_it_came(real, side):
             return "no_exit", b""
         source = mac(BOND_MAC) if real.side in self._world.bond else OURS[real.side]
@@ -313,14 +323,32 @@ class Oracle:
         """Members of a bond are as good as each other."""
         return real.side is side or {real.side, side} <= self._world.bond
 
-    def _too_big(self, frame: bytes, p: Packet, real: RealSpec) -> tuple[str, bytes]:
+    def _room(self, p: Packet, real: RealSpec, side: Side) -> int | None:
+        """The largest packet of the client's that gets to the real; None: any that came in.
+
+        What goes on by the link it came by has fitted that. The kernel takes frames for another link of up to
+        its MTU, an Ethernet header and one tag (xdp_ok_fwd_dev).
+        """
+        tunnel, stays = real.forwarding.mode.is_tunnel, self._leaves_where_it_came(real, side)
+        limits = []
+        if tunnel:
+            limits.append(real.forwarding.mtu)
+        known = real.side not in self._world.cut or real.side in self._world.bond
+        mtu = self._world.mtu(real.side) if known else 0
+        if (tunnel or not stays) and mtu:
+            tags = 0 if stays else len(oracle_send.tags_towards(real, p))
+            limits.append(mtu - 4 * max(0, tags - 1))
+        around = oracle_send.tunnel_bytes(real) if tunnel else 0
+        return min(limits) - around if limits else None
+
+    def _too_big(self, frame: bytes, p: Packet, room: int) -> tuple[str, bytes]:
         """No error about an error, nor about an IPv4 fragment other than the first (RFC 1122 3.2.2)."""
         silent = p.kind is Kind.ICMP or (p.kind is Kind.LATER_FRAGMENT and p.version == 4)
         if not silent and not oracle_read.is_from_a_host(p):
             return "bad_source", b""
         if silent or not self._world.answers:
             return "too_big", b""
-        answer = oracle_send.too_big(frame, p, real.forwarding.mtu - oracle_send.tunnel_bytes(real))
+        answer = oracle_send.too_big(frame, p, room)
         return ("too_big", b"") if answer is None else ("too_big_answered", answer)
 
 

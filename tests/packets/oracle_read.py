@@ -68,6 +68,16 @@ class Quote:
     protocol: int
 
 
+@dataclass(frozen=True, slots=True)
+class QuotedTunnel:
+    """A packet in a tunnel that a "too big" quotes. `destination`: of the packet inside, empty where the
+    quotation ends before it.
+    """
+
+    protocol: int
+    destination: bytes
+
+
 def number(frame: bytes, at: int, size: int = 2) -> int:
     """Big endian, as all of IP."""
     return int.from_bytes(frame[at : at + size], "big")
@@ -219,3 +229,34 @@ def read_quote(p: Packet, frame: bytes) -> Quote | None:
     if p.end < at + 4 or source != p.destination or inner.protocol not in (TCP, UDP):
         return None
     return Quote(source, destination, number(frame, at), number(frame, at + 2), inner.protocol)
+
+
+_IPIP, _IPV6_INSIDE, _GRE = 4, 41, 47
+
+
+def read_quoted_tunnel(p: Packet, frame: bytes) -> QuotedTunnel | None:
+    """What a "too big" is about, where that is a tunnel's from the address that it was sent to."""
+    quoted = frame[p.l4 + 8 : p.end]
+    told = frame[p.l4 : p.l4 + 2] == b"\x03\x04" if p.version == 4 else frame[p.l4] == 2
+    header = 20 if p.version == 4 else 40
+    if not told or len(quoted) < header:
+        return None
+    if quoted[0] != 0x45 if p.version == 4 else quoted[0] >> 4 != 6:
+        return None
+    source = quoted[12:16] if p.version == 4 else quoted[8:24]
+    protocol = quoted[9] if p.version == 4 else quoted[6]
+    behind = quoted[header:]
+    if source != p.destination or protocol not in (_IPIP, _IPV6_INSIDE, _GRE, UDP):
+        return None
+    if protocol == _GRE:
+        behind = behind[4:]
+    elif protocol == UDP:
+        if len(behind) < 9:
+            return None
+        behind = behind[8:] if behind[8] >> 4 else behind[12:]  # of FOU and of GUE
+    inside = behind[0] >> 4 if behind else 0
+    if len(behind) < (20 if inside == 4 else 40):
+        return QuotedTunnel(protocol, b"")
+    if inside not in (4, 6):
+        return None
+    return QuotedTunnel(protocol, behind[16:20] if inside == 4 else behind[24:40])

@@ -44,7 +44,7 @@ def main(bpf_dir: Path, state_dir: Path) -> None:
         kernel.change(after_the_change())
         went |= send(kernel, TALKING, "A") | send(kernel, LATE, "S")
         keeper = pins.Pins(bpf_dir, None)
-        keeper.prepare(kernel.maps, None)
+        keeper.prepare(kernel.maps)
         keeper.commit()
         table = libbpf.map_info(kernel.maps.fds["flows"]).id
         described = replace(layouts.own(clock.shift), keys={table: layouts.check_value(KEY)})

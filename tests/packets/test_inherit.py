@@ -20,7 +20,7 @@ from tests.packets.harness import KEY, SIZES, Kernel
 from tests.packets.predecessor import LATE, PORTS, SERVICE, TALKING, after_the_change, send
 from tests.packets.world import WORLD
 from vc5py.core.flowhash import FlowKey
-from vc5py.dataplane import abi, libbpf, ticks
+from vc5py.dataplane import abi, layouts, libbpf, ticks
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.maps import Sizes
 from vc5py.dataplane.takeover import StartKind, Takeover, open_maps
@@ -148,7 +148,11 @@ def test_what_changes_while_programs_are_exchanged_is_followed(predecessor: Pred
     fd = libbpf.get_pinned(predecessor.bpf_dir / predecessor.said["layout"] / "flows")
     old = np.frombuffer(mmap.mmap(fd, SIZES.flow_sets * 64), dtype="<u8").reshape(-1, 2)
     os.close(fd)
-    first, second = (int(place) for place in np.flatnonzero(old[:, 1])[:2])
+    layout = layouts.read(predecessor.state_dir, predecessor.said["layout"])
+    assert layout is not None
+    used = np.flatnonzero(old[:, 1])
+    seen = np.argsort(layout.maps["flows"].fields["tick"].read(old[used, 1]), kind="stable")
+    first, second = (int(place) for place in used[seen[[0, -1]]])  # what was seen last counts
     tag, value = old[first].tolist()
     known, new = tag ^ value, tag ^ value ^ 1 << 60  # another flow, in the same sets
     other = old[second, 1].item()

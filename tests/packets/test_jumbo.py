@@ -24,7 +24,7 @@ def _with_large_tunnels() -> World:
         )
         for service in WORLD.services
     )
-    return replace(WORLD, services=services)
+    return replace(WORLD, services=services, near_mtu=9000, far_mtu=9000)
 
 
 LARGE = _with_large_tunnels()
@@ -52,7 +52,15 @@ def _cases() -> Iterator[Case]:
                 yield Case(f"{way}_{size}_{family}_too_big", "doesn't fit", over, "too_big_answered")
 
 
-CASES = list(_cases())
+def _largest() -> Iterator[Case]:
+    """An IPv6 packet can say of itself that it is larger than any that could be sent on, or told of."""
+    for length, verdict in ((0xFFFF - 40, "forwarded_stable"), (0xFFFF - 39, "bad_ip_header"),
+                            (0xFFFF, "bad_ip_header")):  # fmt: skip
+        frame = tcp(WEB_VIP6, flags="A", payload=bytes(length - 20))
+        yield Case(f"largest_{length}", "its length", frame, verdict)
+
+
+CASES = [*_cases(), *_largest()]
 
 
 @pytest.fixture(scope="module")

@@ -205,6 +205,50 @@ def test_established_flows_are_displaced_by_none(rig: Rig) -> None:
     assert (rig.maps.flows == before).all()
 
 
+def test_room_is_made_by_moving_a_flow_but_not_in_a_crowded_table(rig: Rig) -> None:
+    sets = len(rig.maps.flows)
+    for index in (5, 0):
+        for way in range(abi.FLOW_WAYS):
+            rig.put(sets * (way + 3) << 24 | index, 1, FlowState.ESTABLISHED, 500)
+            rig.maps.flows[index, way] = rig.maps.flows[index, 0]
+    movable, newcomer = sets * 9 + 1 << 24 | 5, (sets * 77 << 24 | 5, 2, FlowState.PROVING, 0)
+    rig.put(movable, 1, FlowState.ESTABLISHED, 500)
+    rig.maps.settings["flags"] |= abi.SETTING_CROWDED
+    try:
+        assert only(rig.learn(newcomer)) is LearnResult.NO_ROOM
+    finally:
+        rig.maps.settings["flags"] &= np.uint32(~abi.SETTING_CROWDED & 0xFFFFFFFF)
+    assert only(rig.learn(newcomer)) is LearnResult.ADDED
+    assert rig.find(movable) is not None
+    assert rig.find(newcomer[0]) is not None
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_whose_flow_it_is_goes_by_who_saw_it_last(rig: Rig, learned: bool) -> None:
+    for age, told_age, whose in ((0, 20, learned), (30, 5, True)):
+        rig.put(9, 3, FlowState.UNPROVEN, age, learned=learned)
+        assert only(rig.learn((9, 3, FlowState.ESTABLISHED, told_age))) is LearnResult.UPDATED
+        assert bool((rig.find(9) or 0) & abi.FLOW_LEARNED) is whose
+
+
+def test_entry_of_another_service_is_taken_over_though_its_backend_has_the_same_number(rig: Rig) -> None:
+    rig.put(9, 3, FlowState.ESTABLISHED, 0)
+    entry = rig.maps.flows[9]
+    entry["value"][0] += np.uint64(1 << abi.FLOW_SERVICE_SHIFT)
+    entry["tag"][0] = entry["value"][0] ^ np.uint64(9)
+    assert only(rig.learn((9, 3, FlowState.UNPROVEN, 50))) is LearnResult.TAKEN
+    value = rig.find(9) or 0
+    assert value >> abi.FLOW_SERVICE_SHIFT & (1 << abi.FLOW_SERVICE_BITS) - 1 == rig.service
+
+
+def test_there_are_no_strays_where_slots_say_nothing_of_flows(rig: Rig) -> None:
+    other = (rig.named(5 << 40) + 1) % 16
+    for by_flow in (True, False):
+        rig.ours.by_flow(by_flow)
+        told = rig.learn((5 << 40 | 7 + by_flow, other, FlowState.ESTABLISHED, 0))
+        assert len(told.strays) == (0 if by_flow else 1)
+
+
 def test_flow_whose_backend_is_down_here_is_learned_but_wins_over_none_that_is_up(rig: Rig) -> None:
     links = rig.maps.backends["link"]
     before = int(links[rig.base + 2])
@@ -338,6 +382,7 @@ def test_own_packets_make_a_learned_flow_our_own(rig: Rig) -> None:
         assert value is not None
         assert value & LOCAL == 6
         assert not value & abi.FLOW_LEARNED
+        assert not len(rig.exporter.changed(10))  # it is as it was: the next walk tells of it
     finally:
         rig.ours.by_flow(False)
         harness.close()

@@ -18,10 +18,10 @@ from vc5py import config
 from vc5py.core import director, maglev
 from vc5py.dataplane import abi, libbpf
 from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.driver import sizes_for
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.links import Record
 from vc5py.dataplane.ports import PortTable
+from vc5py.dataplane.sizing import sizes_for
 from vc5py.dataplane.ticks import TickClock
 from vc5py.limits import MAX_BACKENDS, MAX_REALS, MAX_VIRTUAL_SERVICES
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.bench.scale import Scale, text_of
 from vc5py import config
-from vc5py.dataplane import driver, maps
+from vc5py.dataplane import maps, sizing
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.maps import Maps
 from vc5py.dataplane.policy import Policy
@@ -85,7 +85,7 @@ class Bench:
 @contextmanager
 def opened(reals: int, *, shared: bool) -> Iterator[Bench]:
     text = text_of(Scale(COUNT, reals, 1000), 1000)
-    sizes = driver.sizes_for(config.parse(text, "room.yaml"), 10)
+    sizes = sizing.sizes_for(config.parse(text, "room.yaml"), 10)
     made = maps.create(replace(sizes, flow_sets=64, log=1 << 6 if shared else 1))
     try:
         yield Bench(made, shared=shared)

@@ -14,7 +14,7 @@ from tests.packets.clocked import Kernel
 from tests.packets.frames import tags, tcp
 from tests.packets.world import OUR_MAC, WORLD, Side, World, mode_vip
 from tests.unit.test_stability_model import SIZES
-from vc5py.dataplane import libbpf
+from vc5py.dataplane import libbpf, maps
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.links import Record
 from vc5py.dataplane.policy import ICMP_PER_SECOND
@@ -39,7 +39,7 @@ def install(kernel: Kernel, hz: int = 250) -> None:
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
     """The clock stands still, wherever it is set."""
-    with Kernel(replace(SIZES, cpus=len(os.sched_getaffinity(0)))) as one:
+    with Kernel(replace(SIZES, cpus=maps.running_cpus())) as one:
         install(one)
         one.maps.settings["icmp_per_jiffy"] = ALLOWED
         yield one

@@ -96,7 +96,8 @@ class ServiceSpec:
 class World:
     """`answers`: whether "too big" answers are within their rate. `bond`: the interfaces that are members of
     a bond; the reals on their sides are then behind the bond. `cut`: sides that nothing can be sent to: no
-    member of the bond there is running, or without a bond the link is none of ours any more.
+    member of the bond there is running, or without a bond the link is none of ours any more. The MTUs are
+    those of the links; of a bond that both are members of, they are the same.
     """
 
     services: tuple[ServiceSpec, ...]
@@ -104,6 +105,11 @@ class World:
     answers: bool = True
     bond: frozenset[Side] = frozenset()
     cut: frozenset[Side] = frozenset()
+    near_mtu: int = 1500
+    far_mtu: int = 1500
+
+    def mtu(self, side: Side) -> int:
+        return self.near_mtu if side is Side.NEAR else self.far_mtu
 
     def service(self, name: str) -> ServiceSpec:
         return next(service for service in self.services if service.name == name)

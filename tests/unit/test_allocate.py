@@ -107,6 +107,14 @@ def test_quarantine_releases_in_time_and_once() -> None:
     assert quarantine.release(100.0) == []
 
 
+def test_what_is_freed_again_waits_anew_and_holds_up_nobody() -> None:
+    quarantine = Quarantine(1.0)
+    for start, now in ((1, 10.0), (5, 10.1), (1, 10.5)):
+        quarantine.add(start, 2, now)
+    assert quarantine.release(11.2) == [(5, 2)]
+    assert quarantine.release(11.5) == [(1, 2)]
+
+
 def test_quarantine_gives_the_oldest_early() -> None:
     quarantine = Quarantine(1.0)
     quarantine.add(1, 2, now=10.0)

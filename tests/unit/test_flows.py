@@ -159,6 +159,16 @@ def test_merged_flow_displaces_what_a_packet_would(state: int, age: int, room: b
     assert all(find(table, 100 + way) is not None for way in (0, 1, 3))
 
 
+def test_of_unproven_flows_the_one_unseen_for_longest_goes() -> None:
+    for oldest in range(abi.FLOW_WAYS):
+        table = empty(1)
+        for way in range(abi.FLOW_WAYS):
+            tick = 4900 if way == oldest else 4990 - way
+            put(table, 0, way, 100 + way, value_of(1, way, state=0, tick=tick))
+        assert merge(table, {7: value_of(1, 7, state=4, tick=5000)}, now=5000) == (1, 0)
+        assert find(table, 100 + oldest) is None
+
+
 # What is live
 
 

@@ -131,6 +131,15 @@ def test_turn_that_starts_again_frees_what_the_broken_off_one_was_to() -> None:
     assert [bench.work(2.0).locals for _ in range(PIECES)] == [[]] * (PIECES - 1) + [[(WEB, 1)]]
 
 
+def test_turn_that_was_broken_off_begins_again_without_a_rest() -> None:
+    bench = Bench()
+    bench.work(0.0)
+    bench.keeper.start_again()
+    for _ in range(PIECES):
+        bench.work(0.1)
+    assert bench.keeper.counted_at == 0.1
+
+
 def test_tables_settle_one_a_call_where_there_is_no_time_for_more() -> None:
     bench = Bench(pieces=1)
     before = bench.arena.acquire(((1, 11, 1),), 1, Tables(), 0.0)

@@ -43,10 +43,10 @@ BACKEND_ROOM_SHIFT = 32
 
 BACKEND_UP = 0x0001
 BACKEND_REACHABLE = 0x0002
-BACKEND_OUTER6 = 0x0004
 BACKEND_SET_TAGS = 0x0008
 BACKEND_ON_LINK = 0x0010
 BACKEND_RESTING = 0x0020
+MODE_OUTER6 = 0x80
 INTERFACE_OURS = 0x0001
 
 SERVICE_STICKY = 0x1
@@ -95,7 +95,7 @@ SERVICE_ENTRY4 = np.dtype([("key", "<u8"), ("value", "<u8")])
 SERVICE_ENTRY6 = np.dtype([("vip", "<u8", 2), ("key", "<u8"), ("value", "<u8")])
 BACKEND_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VERDICT_COUNTS = np.dtype([("packets", "<u8", VERDICT_SLOTS)])
-INTERFACE = np.dtype([("link", "<u8"), ("bond", "<u4"), ("reserved", "<u4")])
+INTERFACE = np.dtype([("link", "<u8"), ("bond", "<u4"), ("mtu", "<u4")])
 SETTINGS = np.dtype(
     [
         ("timeout", "<u2", FLOW_STATES),
@@ -214,7 +214,10 @@ def place_word(ifindex: int, vlan: int = 0, svlan: int = 0) -> int:
     return ifindex | vlan << 32 | svlan << 48
 
 
-def how_word(forwarding: Forwarding, load: int = 0) -> int:
-    """How packets get to a backend, as struct backend has it in its last word."""
+def how_word(forwarding: Forwarding, load: int = 0, *, outer6: bool = False) -> int:
+    """How packets get to a backend, as struct backend has it in its last word. `outer6`: its address is an
+    IPv6 one, and so are those around packets in a tunnel.
+    """
     port = socket.htons(forwarding.port)
-    return MODES[forwarding.mode] | forwarding.dscp << 8 | port << 16 | forwarding.mtu << 32 | load << 48
+    mode = MODES[forwarding.mode] | (MODE_OUTER6 if outer6 and forwarding.mode.is_tunnel else 0)
+    return mode | forwarding.dscp << 8 | port << 16 | forwarding.mtu << 32 | load << 48

@@ -135,7 +135,6 @@ def _backend_record() -> RecordLayout:
     flags = {
         "up": abi.BACKEND_UP,
         "reachable": abi.BACKEND_REACHABLE,
-        "outer6": abi.BACKEND_OUTER6,
         "set_tags": abi.BACKEND_SET_TAGS,
         "on_link": abi.BACKEND_ON_LINK,
         "resting": abi.BACKEND_RESTING,
@@ -148,7 +147,8 @@ def _backend_record() -> RecordLayout:
             "ifindex": ("place", 0, 32),
             "vlan": ("place", 32, 16),
             "svlan": ("place", 48, 16),
-            "mode": ("how", 0, 8),
+            "mode": ("how", 0, 7),
+            "outer6": _flag("how", abi.MODE_OUTER6),
             "dscp": ("how", 8, 8),
             "port": ("how", 16, 16),
             "mtu": ("how", 32, 16),

@@ -11,10 +11,11 @@ in some modes of bonding, and the bond's in the others: it is the one that frame
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vc5py.errors import DataplaneError
+from vc5py.model import IPAddress
 
 # The largest MTU whose frames fit one buffer of common drivers (3,072 bytes, two tags and Ethernet's header
 # taken off), so that a program which reads one buffer will do.
@@ -42,6 +43,11 @@ class Link:
         return self.kind in BOND_KINDS
 
     @property
+    def takes_frames(self) -> bool:
+        """Whether frames for VIPs may come in by it now. (A switch sends none to a member in reserve.)"""
+        return self.running and not self.backup
+
+    @property
     def is_veth(self) -> bool:
         """Whether frames that XDP sends end at a peer, which takes them only with GRO or a program."""
         return self.kind == "veth"
@@ -62,17 +68,25 @@ class Port:
             return self.link.index
         return min(running, key=lambda m: (m.backup, m.index)).index if running else None
 
+    @property
+    def mtu(self) -> int:
+        """Of the link by which frames leave; of a bond that has none, its own."""
+        return next((member.mtu for member in self.members if member.index == self.exit), self.link.mtu)
+
     def without(self, indexes: Container[int]) -> Port:
         return replace(self, members=tuple(m for m in self.members if m.index not in indexes))
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the maps hold of one link: struct interface, and where the devmap leads (None: nowhere)."""
+    """What the maps hold of one link: struct interface, and where the devmap leads (None: nowhere). `mtu`: of
+    the link that frames leave by, 0 where that is not known.
+    """
 
     mac: str
     bond: int = 0
     exit: int | None = None
+    mtu: int = 0
 
 
 def ports_of(named: Iterable[int], links: Sequence[Link]) -> tuple[Port, ...]:
@@ -99,6 +113,24 @@ def records_of(ports: Iterable[Port]) -> dict[int, Record]:
     records: dict[int, Record] = {}
     for port in ports:
         if port.link.is_bond:
-            records |= {member.index: Record(member.mac, port.link.index) for member in port.members}
-        records[port.link.index] = Record(port.link.mac, exit=port.exit)
+            for member in port.members:
+                records[member.index] = Record(member.mac, port.link.index, mtu=member.mtu)
+        records[port.link.index] = Record(port.link.mac, exit=port.exit, mtu=port.mtu)
     return records
+
+
+def small_links(
+    tunnels: Mapping[IPAddress, int], exit_to: Callable[[IPAddress], int | None], ports: Iterable[Port]
+) -> tuple[str, ...]:
+    """Where tunnels may be larger than their link, in words. `tunnels`: MTUs by real."""
+    by_index, largest = {port.link.index: port for port in ports}, dict[int, int]()
+    for real, mtu in tunnels.items():
+        index = exit_to(real)
+        if index is not None:
+            largest[index] = max(mtu, largest.get(index, 0))
+    return tuple(
+        f"mtu of tunnels is larger than that of their link, which counts:"
+        f" interface={port.link.name} mtu={port.mtu} tunnels={largest[index]}"
+        for index, port in by_index.items()
+        if 0 < port.mtu < largest.get(index, 0)
+    )

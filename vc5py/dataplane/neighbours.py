@@ -128,6 +128,16 @@ class NeighbourWatch:
         self._stale.set()
 
     @property
+    def vlans(self) -> Sequence[Vlan]:
+        """Those configured now."""
+        return self._vlans
+
+    def exit_to(self, real: IPAddress) -> int | None:
+        """The interface, of those named, by which packets leave for a real, as far as that is known."""
+        neighbour = self._known.get(real)
+        return None if neighbour is None else neighbour.ifindex
+
+    @property
     def complete(self) -> bool:
         """Whether the way to every wanted real is known."""
         return self._wanted <= self._known.keys()

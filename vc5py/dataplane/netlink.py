@@ -122,7 +122,12 @@ class Netlink:
         return Interface(name, link["index"], mac, addresses)
 
     async def links(self) -> list[Link]:
-        return [to_link(message) async for message in await self._route.get_links()]
+        return list(await self.links_and_xdp())
+
+    async def links_and_xdp(self) -> dict[Link, int | None]:
+        """All links, as of one moment, each with the id of the XDP program that is on it."""
+        rows = [(to_link(row), _xdp_attributes(row)) async for row in await self._route.get_links()]
+        return {link: attributes.get("IFLA_XDP_PROG_ID") for link, attributes in rows}
 
     # Programs
 
@@ -175,12 +180,8 @@ class Netlink:
 
     async def interfaces_with_xdp(self) -> list[tuple[Link, int]]:
         """All links that have an XDP program, with its id."""
-        found = []
-        async for link in await self._route.get_links():
-            program = _xdp_attributes(link).get("IFLA_XDP_PROG_ID")
-            if program is not None:
-                found.append((to_link(link), program))
-        return found
+        found = await self.links_and_xdp()
+        return [(link, program) for link, program in found.items() if program is not None]
 
     async def detach_xdp(self, interface: Link, fd: int) -> None:
         """Takes our program off, in the mode it was attached with: the other way nothing happens, without

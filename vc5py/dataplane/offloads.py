@@ -1,4 +1,5 @@
-"""What a driver does to frames before XDP sees them: the offloads that take VLAN tags out (ethtool's ioctl).
+"""What a driver does to frames before XDP sees them: the offloads that take VLAN tags out, and the filters
+that drop frames with tags that no VLAN device has (ethtool's ioctl).
 
 Must not know: programs, maps. A tag beside the frame is invisible to an XDP program, which then forwards the
 frame with a wrong tag or with none. Both offloads, of 802.1Q and of 802.1ad tags, are turned off and stay
@@ -13,12 +14,13 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 TAKE_TAGS_OUT = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")
 """As `ethtool -k` names them; the first is also called rxvlan."""
+DROP_TAGS = ("rx-vlan-filter", "rx-vlan-stag-filter")
 
 _SIOCETHTOOL = 0x8946  # linux/sockios.h
 # linux/ethtool.h
@@ -44,15 +46,17 @@ class Outcome:
 
 class _Ethtool:
     """Questions about one interface, each an ioctl; OSError where the answer is no. `numbers`: those of the
-    offloads of tags that this kernel knows.
+    offloads asked for that this kernel knows.
     """
 
-    def __init__(self, opened: socket.socket, interface: str) -> None:
+    def __init__(
+        self, opened: socket.socket, interface: str, offloads: Sequence[str] = TAKE_TAGS_OUT
+    ) -> None:
         self._socket = opened
         self._interface = interface.encode()
         names = self._names()
         self._blocks = (len(names) + 31) // 32
-        self.numbers = {name: n for n, name in enumerate(names) if name in TAKE_TAGS_OUT}
+        self.numbers = {name: n for n, name in enumerate(names) if name in offloads}
 
     def _ask(self, question: bytes) -> bytes:
         buffer = array.array("B", question)
@@ -87,11 +91,20 @@ class _Ethtool:
 
 def keep_tags_in_frames(interface: str) -> Outcome:
     """Turns off what takes tags out of frames that come in."""
+    return _without(interface, TAKE_TAGS_OUT)
+
+
+def take_all_tags(interface: str) -> Outcome:
+    """Turns off what drops frames with tags of no VLAN device."""
+    return _without(interface, DROP_TAGS)
+
+
+def _without(interface: str, offloads: Sequence[str]) -> Outcome:
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as opened:
         try:
-            return _turn_off(_Ethtool(opened, interface))
+            return _turn_off(_Ethtool(opened, interface, offloads))
         except OSError as error:
-            return Outcome(left_on=TAKE_TAGS_OUT, why=f"not known, {os.strerror(error.errno or 0)}")
+            return Outcome(left_on=tuple(offloads), why=f"not known, {os.strerror(error.errno or 0)}")
 
 
 def _turn_off(ethtool: _Ethtool) -> Outcome:

@@ -33,19 +33,20 @@ class PortTable:
                 _log.error("interface left out until the next start ifindex=%d", index)
                 continue
             word = abi.mac_to_word(record.mac) | abi.INTERFACE_OURS << 48
-            self._store(index, word, record.bond)
+            self._store(index, word, record.bond, record.mtu)
             self._lead(index, record.exit)
 
     def forget_all_but(self, records: Mapping[int, Record]) -> None:
         """Frames no longer get in or out by any other link."""
         for index in set(np.flatnonzero(self._maps.interfaces["link"]).tolist()) - records.keys():
-            self._store(index, 0, 0)
+            self._store(index, 0, 0, 0)
             self._lead(index, None)
 
-    def _store(self, index: int, link: int, bond: int) -> None:
-        """The bond first: frames get in by what `link` says."""
+    def _store(self, index: int, link: int, bond: int, mtu: int) -> None:
+        """`link` last: it says whether frames get in or out."""
         record = self._maps.interfaces[index : index + 1]
         record["bond"] = bond
+        record["mtu"] = mtu
         record["link"] = link
 
     def _lead(self, index: int, leaves_by: int | None) -> None:

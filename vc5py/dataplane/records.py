@@ -47,14 +47,17 @@ class Records:
         return bool(self.flags(index) & abi.BACKEND_UP)
 
     def write_forwarding(self, index: int, backend: BackendState, identity: int) -> None:
-        """How packets get there; a real that changes its mode is written before its flags are."""
+        """How packets get there, in one store: what a packet sees of it and of the flags is checked to fit
+        together (tunnel.h, way_open), whichever of the two is written first.
+        """
         self.identity[index] = identity
         if backend.forwarding.mode is not ForwardMode.L2:
             self._destination[index] = backend.id.real.packed
         self.write_load(index, backend, int(self._how[index]) >> 48)  # loaded as it was
 
     def write_load(self, index: int, backend: BackendState, load: int) -> None:
-        self._how[index] = abi.how_word(backend.forwarding, load)
+        outer6 = backend.id.real.version == 6
+        self._how[index] = abi.how_word(backend.forwarding, load, outer6=outer6)
 
     def take_off(self, index: int) -> None:
         """No packet goes there any more, and no flow is learned for it."""
@@ -63,27 +66,28 @@ class Records:
     def write_link(self, index: int, up: bool, real: IPAddress) -> None:
         """Whether packets go there, and where that is."""
         neighbour = self.neighbours.get(real)
-        mode = int(self._how[index]) & 0xFF
+        mode = int(self._how[index]) & abi.MODE_OUTER6 - 1
         flags, mac = (abi.BACKEND_UP if up else 0), 0
-        if mode != _L2 and abi.FORWARD_MODES[mode].is_tunnel:
-            if real.version == 6:
-                flags |= abi.BACKEND_OUTER6
-            if neighbour is not None and neighbour.source is None:
-                neighbour = None  # nothing to send from
+        if abi.FORWARD_MODES[mode].is_tunnel and neighbour is not None and neighbour.source is None:
+            neighbour = None  # nothing to send from
         if neighbour is not None and (neighbour.on_link or mode != _L2):
             flags |= abi.BACKEND_REACHABLE
             flags |= abi.BACKEND_ON_LINK if neighbour.on_link else 0
             flags |= abi.BACKEND_SET_TAGS if neighbour.vlan is not None else 0
             mac = abi.mac_to_word(neighbour.mac)
-            self._write_source(index, neighbour.source)
-            self._place[index] = abi.place_word(neighbour.ifindex, neighbour.vlan or 0, neighbour.svlan)
+            self._write_place(index, neighbour)
         self._link[index] = mac | flags << 48
 
-    def _write_source(self, index: int, source: IPAddress | None) -> None:
-        """For every mode, as that may change. Where one IPv6 address replaces another, a packet may get half
-        of each: there are two stores.
+    def _write_place(self, index: int, neighbour: Neighbour) -> None:
+        """These are in other words than the MAC address: where they change, no packet goes there meanwhile.
+        The source for every mode, as that may change.
         """
-        self._source[index] = b"" if source is None else source.packed
+        place = abi.place_word(neighbour.ifindex, neighbour.vlan or 0, neighbour.svlan)
+        source = b"" if neighbour.source is None else neighbour.source.packed.rstrip(b"\0")
+        if (int(self._place[index]), bytes(self._source[index])) != (place, source):
+            self._link[index] = int(self._link[index]) & ~(abi.BACKEND_REACHABLE << 48)
+            self._source[index] = source
+            self._place[index] = place
 
     def _source_at(self, index: int, version: int) -> IPAddress | None:
         length = 4 if version == 4 else 16
