@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from vc5py import overriding, watching
 from vc5py.bfd.supervisor import Supervisor
@@ -46,7 +46,7 @@ ROOM_TRIES = 3
 ROOM_S = 1.2
 # How long a reload waits for the MAC addresses of new reals; later ones come by themselves.
 RESOLVE_S = 0.2
-# How often the BGP sessions are looked at: they stay away for longer, once they have gone.
+# How often the interfaces and BGP sessions are looked at: these stay away for longer, once they have gone.
 SESSIONS_S = 0.1
 
 
@@ -63,11 +63,15 @@ class Parts:
     sharing: Sharing = field(default_factory=not_shared)
 
 
+_ANY6 = IPv6Address("::")  # whoever says so means IPv4 too, as with most programs
+
+
 def metrics_place(config: Config) -> Place | None:
     """Where metrics are served; None where they aren't."""
     if config.metrics_port == 0:
         return None
-    return (str(config.metrics_address) if config.metrics_address else "0.0.0.0", config.metrics_port)
+    address = config.metrics_address
+    return (str(address) if address and address != _ANY6 else None, config.metrics_port)
 
 
 class Balancer:
@@ -105,7 +109,9 @@ class Balancer:
 
     async def startup(self) -> None:
         """Services first, then the programs that use them; routes come with the main loop."""
+        _log.info("installing services=%d", len(self._state.desired.services))
         self._dataplane.apply(self._state.desired)
+        _log.info("looking for the reals' MAC addresses")
         await self._driver.resolve(self._state.desired)
         await self._driver.attach()
         self._scheduler.set_targets(self._state.targets())
@@ -216,8 +222,14 @@ class Balancer:
 
     async def _heed_sessions(self) -> None:
         while True:
+            self._look_at_interfaces()
             self._look_at_sessions()
             await asyncio.sleep(SESSIONS_S)
+
+    def _look_at_interfaces(self) -> None:
+        """Nothing is announced that somebody else's program would get instead of ours."""
+        if self._driver.unserved != self._state.unserved:
+            self._step(director.Unserved(self._driver.unserved))
 
     def _look_at_sessions(self) -> None:
         """While no router hears us flows begin elsewhere, and we may not hear of them: a cable that is
@@ -401,6 +413,7 @@ class Balancer:
             probe_lag_s=stats.lag_s,
             sessions=self._routes.sessions(),
             neighbors=self._routes.neighbors(),
+            told=self._routes.told(),
             bfd=watching.shown(self._bfd, at, time.monotonic()),
             interfaces={name: str(mode) for name, mode in self._driver.modes.items()},
             warnings=self._driver.warnings,

@@ -16,8 +16,8 @@ from pathlib import Path
 from tests.bench.scale import FULL, Scale, text_of
 from vc5py import config
 from vc5py.dataplane import maps
-from vc5py.dataplane.driver import log_for, sizes_for
 from vc5py.dataplane.maps import Sizes
+from vc5py.dataplane.sizing import log_for, sizes_for
 from vc5py.model import Config
 
 HIGHEST_IFINDEX = 16

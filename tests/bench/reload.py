@@ -22,8 +22,9 @@ from vc5py.control.memory import Memory
 from vc5py.core import director
 from vc5py.dataplane import abi, maps
 from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.driver import Driver, sizes_for
+from vc5py.dataplane.driver import Driver
 from vc5py.dataplane.kernel import KernelDataplane
+from vc5py.dataplane.sizing import sizes_for
 from vc5py.dataplane.ticks import TickClock
 from vc5py.loading import Loaded, load
 from vc5py.model import Desired, Vlan

@@ -21,9 +21,10 @@ from tests.bench.reload import TICKS, Heart
 from vc5py import config
 from vc5py.core import director
 from vc5py.dataplane import maps
-from vc5py.dataplane.driver import Driver, Options, sizes_for
+from vc5py.dataplane.driver import Driver, Options
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.netlink import Netlink
+from vc5py.dataplane.sizing import sizes_for
 from vc5py.dataplane.takeover import Takeover
 from vc5py.lab.kernel import entered
 from vc5py.model import Config, Desired, Forwarding, ForwardMode

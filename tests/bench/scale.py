@@ -34,9 +34,9 @@ from vc5py import config
 from vc5py.core import director
 from vc5py.dataplane import abi, flows, maps
 from vc5py.dataplane.base import Neighbour
-from vc5py.dataplane.driver import sizes_for
 from vc5py.dataplane.kernel import KernelDataplane
 from vc5py.dataplane.maps import Maps
+from vc5py.dataplane.sizing import sizes_for
 from vc5py.dataplane.ticks import TickClock
 from vc5py.model import Config, Desired
 

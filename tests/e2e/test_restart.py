@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests import leftovers
-from tests.e2e.operating import main_process
+from tests.e2e.operating import command, main_process
 from vc5py.dataplane import abi, flows, libbpf, maps
 from vc5py.dataplane import pins as pins_module
 from vc5py.dataplane.libbpf import MapType
@@ -170,6 +171,30 @@ def test_stopped_balancer_withdraws_before_it_detaches_and_leaves_only_its_maps(
     assert load.failed() == []
 
 
+@pytest.mark.long
+def test_balancer_whose_place_somebody_takes_withdraws_and_comes_back(lab: Lab) -> None:
+    """Where only its program is taken off, nothing is withdrawn."""
+    namespace, program = lab.layout.namespace(VICTIM.name), lab.layout.bpffs(VICTIM.name) / "foreign"
+    ours = xdp_program(namespace)
+    run("ip", "-n", namespace, "link", "set", "eth0", "xdpdrv", "off")
+    until("it is back", lambda: xdp_program(namespace) == ours)
+    assert VICTIM.address in next_hops(lab.layout)
+    pin_pass_program(program)
+    try:
+        run("ip", "-force", "-n", namespace, "link", "set", "eth0", "xdpdrv", "pinned", str(program))
+        wait_for_next_hops(lab, *(balancer for balancer in BALANCERS if balancer is not VICTIM))
+        shown = command(lab, VICTIM, "status").stdout
+        assert shown.count("interface eth0 has an XDP program of somebody else's: remove it first") > 1
+        with Load(lab.layout) as load:
+            lab.wait_for("requests flow", answered_since(load))
+        assert load.failed() == []
+    finally:
+        program.unlink()
+        run("ip", "-n", namespace, "link", "set", "eth0", "xdpdrv", "off")
+    wait_for_next_hops(lab, *BALANCERS)
+    assert xdp_program(namespace) == ours
+
+
 # A balancer by itself
 
 CONFIG = """
@@ -236,8 +261,8 @@ class Solo:
         def attached() -> bool:
             assert process.poll() is None, process.communicate()[1]
             new = {name: xdp_program(self.namespace, name) for name in interfaces}
-            fresh = self.bpf_dir / "vc5_ingress_new"
-            return all(new[n] not in (None, old[n]) for n in interfaces) and not fresh.exists()
+            pinned = [path.name for path in self.bpf_dir.glob("vc5_ingress*")]
+            return all(new[n] not in (None, old[n]) for n in interfaces) and pinned == ["vc5_ingress"]
 
         until("attached", attached)
         return process
@@ -249,10 +274,11 @@ class Solo:
         lines = said.splitlines(keepends=True)
         return process.returncode, "".join(line for line in lines if not LOGGED.match(line))
 
-    def put_foreign_program_on(self, interface: str) -> int:
+    def put_foreign_program_on(self, interface: str, *how: str) -> int:
+        """`-force`: in place of another one."""
         path = self.bpffs / "foreign"
         pin_pass_program(path)
-        run("ip", "-n", self.namespace, "link", "set", interface, "xdpdrv", "pinned", str(path))
+        run("ip", *how, "-n", self.namespace, "link", "set", interface, "xdpdrv", "pinned", str(path))
         path.unlink()
         program = xdp_program(self.namespace, interface)
         assert program is not None
@@ -283,10 +309,22 @@ def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_leaves_only_the_maps(solo: Solo, number: signal.Signals) -> None:
-    process = solo.start_and_wait("eth0", "eth1")
-    assert len(solo.traces()) > 10
-    said = stop(process, number)
+def test_stop_leaves_only_the_maps(
+    solo: Solo, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And systemd is told of all: signs of life, that the programs are attached, and the end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(solo.directory / "notify"))
+        systemd.settimeout(180)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(solo.directory / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "80000000")
+        process = solo.start("eth0", "eth1")
+        told = iter(lambda: systemd.recv(99), b"")
+        assert next(told) == b"WATCHDOG=1"
+        assert next(word for word in told if word != b"WATCHDOG=1") == b"READY=1"
+        assert len(solo.traces()) > 10
+        said = stop(process, number)
+        assert next(word for word in told if word != b"WATCHDOG=1") == b"STOPPING=1"
     assert [f"interface=eth{n} kind=veth: its peer needs GRO" in said for n in (0, 1)] == [True, True]
     assert solo.traces() == MAPS
 
@@ -334,9 +372,11 @@ def test_maps_of_other_layouts_are_removed(solo: Solo) -> None:
     stop(process)
 
 
-def test_killed_between_attaching_and_pinning_is_taken_over(solo: Solo) -> None:
+@pytest.mark.parametrize("name", ["vc5_ingress_new", "vc5_ingress_4711"])
+def test_killed_between_attaching_and_naming_is_taken_over(solo: Solo, name: str) -> None:
+    """Of earlier versions, too."""
     stop(solo.start_and_wait("eth0"), signal.SIGKILL)
-    (solo.bpf_dir / "vc5_ingress").rename(solo.bpf_dir / "vc5_ingress_new")
+    (solo.bpf_dir / "vc5_ingress").rename(solo.bpf_dir / name)
     stop(solo.start_and_wait("eth0"))
     assert solo.traces() == MAPS
 
@@ -350,7 +390,7 @@ def test_killed_after_pinning_new_maps_finds_those_that_packets_go_by(solo: Solo
     stop(solo.start_and_wait("eth0"), signal.SIGKILL)
     sizes = replace(pinned_maps(solo).sizes, flow_sets=512)
     unused = pins_module.Pins(solo.bpf_dir, None)
-    unused.prepare(maps.create(sizes), solo.bpf_dir / abi.layout_hash())
+    unused.prepare(maps.create(sizes), [solo.bpf_dir / abi.layout_hash()])
     assert len(generations(solo)) == 2
     said = stop(solo.start_and_wait("eth0"))
     assert "start='adopted from an earlier run: program exchanged, maps kept'" in said
@@ -358,7 +398,7 @@ def test_killed_after_pinning_new_maps_finds_those_that_packets_go_by(solo: Solo
     assert solo.traces() == MAPS
 
 
-@pytest.mark.parametrize("suffix", ["_new", "_old"])
+@pytest.mark.parametrize("suffix", ["_new", "_4711"])
 def test_killed_before_its_maps_had_their_name_is_taken_over(solo: Solo, suffix: str) -> None:
     """Its program was attached; other maps, which nothing uses, are there too."""
     stop(solo.start_and_wait("eth0"), signal.SIGKILL)
@@ -366,7 +406,7 @@ def test_killed_before_its_maps_had_their_name_is_taken_over(solo: Solo, suffix:
     table = pins_module.flow_table_id(used)
     used.rename(used.with_name(used.name + suffix))
     sizes = replace(pinned_maps(solo).sizes, flow_sets=512)
-    pins_module.Pins(solo.bpf_dir, None).prepare(maps.create(sizes), Path(f"{used}{suffix}"))
+    pins_module.Pins(solo.bpf_dir, None).prepare(maps.create(sizes), [Path(f"{used}{suffix}")])
     said = stop(solo.start_and_wait("eth0"))
     assert "start='adopted from an earlier run: program exchanged, maps kept'" in said
     assert generations(solo) == [abi.layout_hash()]
@@ -414,8 +454,7 @@ def test_foreign_program_is_left_alone(solo: Solo) -> None:
 
 def test_foreign_program_that_took_our_place_is_not_detached(solo: Solo) -> None:
     process = solo.start_and_wait("eth0")
-    run("ip", "-n", solo.namespace, "link", "set", "eth0", "xdpdrv", "off")
-    foreign = solo.put_foreign_program_on("eth0")
+    foreign = solo.put_foreign_program_on("eth0", "-force")
     assert "isn't ours any more" in stop(process)
     assert solo.traces() == [foreign, *MAPS]
 
@@ -434,6 +473,24 @@ def test_second_balancer_with_the_same_state_directory_is_refused(solo: Solo) ->
     before = solo.traces()
     said = f"vc5py: another vc5py runs with the state directory {solo.state_dir}\n"
     assert solo.fails("eth1") == (1, said)
+    assert solo.traces() == before
+    assert first.poll() is None
+
+
+def test_second_balancer_with_another_state_directory_is_refused_too(solo: Solo) -> None:
+    """The maps are another's, or where it has its own the interface is."""
+    first = solo.start_and_wait("eth0")
+    before = solo.traces()
+    solo.config.write_text(CONFIG.replace("9955", "9956"))
+    other = {"state_dir": solo.directory / "s2", "data_dir": solo.directory / "d2"}
+    status, said = solo.fails("eth1", **other)
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith(
+        f"vc5py: another vc5py runs with the bpf directory {solo.bpf_dir} (process {first.pid}: "
+    )
+    assert f" --state-dir={solo.state_dir} " in said
+    foreign = "vc5py: interface eth0 has an XDP program of somebody else's: remove it first\n"
+    assert solo.fails("eth0", **other, bpf_dir=solo.bpffs / "b2") == (1, foreign)
     assert solo.traces() == before
     assert first.poll() is None
 

@@ -37,7 +37,7 @@ from vc5py.model import (
 )
 from vc5py.rhi.speaker import SessionState, Speaker, Standing
 from vc5py.routes import Routes
-from vc5py.snapshot import NeighborSnapshot
+from vc5py.snapshot import NeighborSnapshot, ToldSnapshot
 from vc5py.web.server import MetricsServer, Place
 
 VIP, VIP2 = ip_address("192.0.2.1"), ip_address("192.0.2.2")
@@ -90,6 +90,10 @@ class BgpSpeaker:
     def sessions(self) -> dict[IPAddress, SessionState]:
         return dict.fromkeys(self.config.peers, SessionState.ESTABLISHED)
 
+    def told(self) -> dict[IPAddress, int]:
+        up = sum(state is SessionState.ESTABLISHED for state in self.sessions().values())
+        return dict.fromkeys(self.routes, up)
+
     def reconfigure(self, config: RhiConfig) -> None:
         if config.as_number == 1:
             raise RhiError("no such AS")
@@ -132,6 +136,7 @@ class Surroundings:
         self.neighbours = Neighbours()
         self.modes = {"eth0": "native"}
         self.warnings = ()
+        self.unserved = ""
         self.start = None
         self.memory = Memory(directory / "data")
         self.speakers: list[BgpSpeaker] = []
@@ -397,7 +402,7 @@ async def test_metrics_move_and_what_is_refused_moves_nothing(
 ) -> None:
     server = Somewhere()
     await balancer.show_metrics(cast(MetricsServer, server))
-    assert server.place == ("0.0.0.0", 9955)
+    assert server.place == (None, 9955)
     around.file.write_text(TEXT + "metrics: {address: 127.0.0.1, port: 9000}")
     await balancer.reload()
     assert server.place == ("127.0.0.1", 9000)
@@ -492,6 +497,19 @@ async def test_vips_by_command(balancer: Balancer, around: Surroundings) -> None
         await balancer.set_vip(ip_address("192.0.2.9"), VipState.ANNOUNCED)
 
 
+async def test_neighbors_that_are_to_be_told_of_a_vip_are_counted(
+    balancer: Balancer, around: Surroundings
+) -> None:
+    others = "10.0.0.253, {address: 10.0.0.252, families: ipv6}, {address: 10.0.0.251, reject: 0.0.0.0/0}"
+    also = f"neighbors: [{others}]"
+    around.file.write_text(TEXT.replace("peers: [10.0.0.254]", f"peers: [10.0.0.254], {also}"))
+    await balancer.reload()
+    assert (await balancer.snapshot()).vip_told[VIP].of == 2
+    around.file.write_text("".join(line for line in TEXT.splitlines(True) if not line.startswith("rhi:")))
+    await balancer.reload()
+    assert (await balancer.snapshot()).vip_told == {VIP: ToldSnapshot(0, 0)}
+
+
 async def test_snapshot_shows_what_holds(balancer: Balancer, around: Surroundings) -> None:
     probe(balancer, 0, True)
     await balancer.set_state(REALS[1], None, AdminState.DISABLED)
@@ -502,8 +520,9 @@ async def test_snapshot_shows_what_holds(balancer: Balancer, around: Surrounding
     assert (service.healthy, service.need, service.ports, service.serving_tier) == (True, 1, ("80/tcp",), 0)
     assert (first.up, first.health, first.serving, first.flows, first.why) == (True, "up", True, 3, "c: ok")
     assert (second.up, second.admin, second.serving) == (False, AdminState.DISABLED, False)
-    assert abs(shown.at - first.since) < 5
+    assert abs(shown.at - first.since) < 60
     assert shown.vips == {VIP: True}
+    assert shown.vip_told == {VIP: ToldSnapshot(1, 1)}
     assert shown.sessions == {ip_address("10.0.0.254"): True}
     assert shown.neighbors == (NeighborSnapshot(ip_address("10.0.0.254"), 65000, "established", 7.0, 1),)
     assert shown.reload.file == str(around.file)

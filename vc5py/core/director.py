@@ -9,7 +9,8 @@ A VIP is announced while every service on it serves (see `selection`), or any wh
 after the first `learn` seconds, in which a node that starts afresh only listens. A reload doesn't begin them
 anew, but being cut off does: flows may have begun on other nodes meanwhile. After a time without any router
 it is announced as soon as a copy of those flows has come, or `learn` seconds after a router did. People can
-have it withdrawn, or announced while any service on it serves: never one that can't be served at all.
+have it withdrawn, or announced while any service on it serves: never one that can't be served at all, and
+none while packets come in by an interface that serves none.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from vc5py.core.events import (
     RoutersLost,
     Tick,
     Transition,
+    Unserved,
     VipChanged,
     WeightChanged,
 )
@@ -61,6 +63,7 @@ __all__ = [
     "Target",
     "Tick",
     "Transition",
+    "Unserved",
     "VipChanged",
     "VirtualService",
     "WeightChanged",
@@ -69,7 +72,8 @@ __all__ = [
 ]
 
 CUT_OFF = "cut off: listens to the other balancers first"
-HELD = "no BGP session: learns what begins elsewhere first"
+HELD = "no BGP session; when one is back, it waits for the other balancers' flows first"
+CATCHING_UP = "BGP is back after a while without: waits for the other balancers' flows"
 NAMED = 3
 """How many services a line names at most."""
 
@@ -81,7 +85,8 @@ class State:
     `hosted`: by VIP, how many services are on it; `failing`: how many of them don't serve. `ready`: the VIPs
     to announce. `vip_since`: when a VIP was last announced or withdrawn. `wakes`: the virtual services that
     time alone will change. `held_until`: nothing is announced before, for lack of routers and what followed.
-    `cut_off`: that is why nothing is announced before `announce_from`.
+    `cut_off`: that is why nothing is announced before `announce_from`. `unserved`: why nothing at all is,
+    whatever the time.
     """
 
     config: Config
@@ -97,18 +102,21 @@ class State:
     wakes: MappingProxyType[VirtualServiceId, float]
     held_until: float = float("-inf")
     cut_off: bool = False
+    unserved: str = ""
 
     def may_announce(self, now: float) -> bool:
-        return now >= max(self.announce_from, self.held_until)
+        return not self.unserved and now >= max(self.announce_from, self.held_until)
 
     def why_withheld(self, now: float) -> str:
         """Why no VIP at all is announced now; empty if that isn't so."""
+        if self.unserved:
+            return self.unserved
         if now < self.announce_from:
             why = CUT_OFF if self.cut_off else "learns which flows there are"
             return f"{why}, {math.ceil(self.announce_from - now)} s left"
         if now < self.held_until:
             seconds = self.held_until - now
-            return HELD if math.isinf(seconds) else f"{HELD}, {math.ceil(seconds)} s left at most"
+            return HELD if math.isinf(seconds) else f"{CATCHING_UP}, {math.ceil(seconds)} s left at most"
         return ""
 
     def why_withdrawn(self, vips: Iterable[IPAddress], now: float) -> dict[IPAddress, str]:
@@ -188,6 +196,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Action, .
             return _held(state, float("inf") if state.config.learn_s else now, now)
         case RouterBack():
             return _held(state, min(state.held_until, now + state.config.learn_s), now)
+        case Unserved(why):
+            return _concluded(state, replace(state, unserved=why), now)
         case CaughtUp():
             return _held(state, min(state.held_until, now), now)
         case AdminChanged(real, service, admin):
@@ -275,7 +285,7 @@ def _reloaded(state: State, config: Config, now: float) -> tuple[State, tuple[Ac
                 services.append(virtual)
                 actions += more
     after = _assembled(config, state.overrides, services, state.announce_from, state.vip_since, now)
-    after = replace(after, held_until=state.held_until, cut_off=state.cut_off)
+    after = replace(after, held_until=state.held_until, cut_off=state.cut_off, unserved=state.unserved)
     after, rest = _concluded(state, after, now)
     return after, (*actions, *rest, *_new_targets(state, after))
 
@@ -414,10 +424,14 @@ def _vip_change(
     before: State, after: State, vip: IPAddress, lacking: Sequence[VirtualService], now: float
 ) -> Transition:
     since = before.vip_since.get(vip)
-    if after.announce_from > now:
+    if after.unserved:
+        why = after.unserved
+    elif after.announce_from > now:
         why = CUT_OFF
     elif after.held_until > now:
         why = HELD
+    elif before.unserved:
+        why = "all interfaces serve again"
     elif before.held_until > now:
         why = "has learned what began elsewhere"
     elif vip not in after.failing:

@@ -82,6 +82,13 @@ class CaughtUp:
     """All flows that others know of are known here, or nobody is left who could tell."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """Why packets that come in somewhere get to nobody, whatever VIP they are for; empty: they do again."""
+
+    why: str
+
+
 Event = (
     Probed
     | Tick
@@ -93,6 +100,7 @@ Event = (
     | RoutersLost
     | RouterBack
     | CaughtUp
+    | Unserved
 )
 
 

@@ -156,6 +156,7 @@ def _copy_backends(source: Source, new: Maps) -> None:
     records["place"] = read("ifindex") | read("vlan") << np.uint64(32) | read("svlan") << np.uint64(48)
     records["how"] = (
         _modes(source.layout)[read("mode").astype(np.uint8)]
+        | read("outer6") * np.uint64(abi.MODE_OUTER6)
         | read("dscp") << np.uint64(8)
         | read("port") << np.uint64(16)
         | read("mtu") << np.uint64(32)
@@ -170,7 +171,6 @@ def _copy_backends(source: Source, new: Maps) -> None:
 BACKEND_FLAGS = {
     "up": abi.BACKEND_UP,
     "reachable": abi.BACKEND_REACHABLE,
-    "outer6": abi.BACKEND_OUTER6,
     "set_tags": abi.BACKEND_SET_TAGS,
     "on_link": abi.BACKEND_ON_LINK,
     "resting": abi.BACKEND_RESTING,
@@ -282,6 +282,18 @@ class Carrier:
                 self._carry_piece(start)
         self._add_counters()
 
+    def join(self) -> None:
+        """All flows, into maps that have most of them already. They have the counters too, as those were when
+        they were made: what is counted from now on is added.
+        """
+        self._look_again()
+        if self._with_flows:
+            for start in range(0, len(self._tags), _PIECE):
+                self._carry_piece(start, among_others=True)
+        self._counted = [self._source.read("backend_counts", name) for name in ("packets", "bytes")]
+        for verdict in abi.verdicts():
+            self._verdicts[:, verdict.number] = self._source.read("verdict_counts", verdict.name)
+
     def follow(self) -> int:
         """What has changed since the last time; returns how many flows that was."""
         changed = 0
@@ -317,13 +329,14 @@ class Carrier:
         self._seen[at] = tags
         return tags, values
 
-    def _carry_piece(self, start: int) -> None:
+    def _carry_piece(self, start: int, *, among_others: bool = False) -> None:
         part = slice(start, start + _PIECE)
         tags, values = self._take(part)
         at, hashes, ours = self._translate(start + np.arange(len(tags)), tags, values)
         layout, table = self._source.layout, self._new.flows
         if (
-            layout.ways == abi.FLOW_WAYS
+            not among_others
+            and layout.ways == abi.FLOW_WAYS
             and layout.set_shifts == flows.SET_SHIFTS
             and (len(self._tags) == table.size)
         ):

@@ -189,19 +189,18 @@ def create(sizes: Sizes) -> Maps:
 
 
 def prepare_directory(bpf_dir: Path) -> Path:
-    """Makes and returns the directory for the pins of this layout; `bpf_dir` must be on a bpf filesystem."""
-    directory = bpf_dir / abi.layout_hash()
+    """Makes `bpf_dir`, which must be on a bpf filesystem; returns where pins of this layout are in it."""
     point = _USUAL_MOUNT if bpf_dir.is_relative_to(_USUAL_MOUNT) else bpf_dir
     advice = f"{bpf_dir} is not on a bpf filesystem: mount -t bpf bpf {point}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        bpf_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if point.exists() and not _is_bpffs(point):  # sysfs takes no directories
             raise DataplaneError(advice) from error
-        raise DataplaneError(f"can't make {directory}: {error.strerror}") from error
-    if not _is_bpffs(directory):
+        raise DataplaneError(f"can't make {bpf_dir}: {error.strerror}") from error
+    if not _is_bpffs(bpf_dir):
         raise DataplaneError(advice)
-    return directory
+    return bpf_dir / abi.layout_hash()
 
 
 def _is_bpffs(path: Path) -> bool:

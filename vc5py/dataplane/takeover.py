@@ -2,13 +2,15 @@
 
 The steps of a start, in order: `open_maps` finds the maps that packets go by and adopts them, or makes new
 ones and carries everything over; `prepare` comes right before the programs are attached, `follow` while they
-are, and `finish` after that. Killed at any moment, either the old maps are in charge or the new ones, and the
-next start finds out which. Knows the order of these things; not how programs are attached.
+are, and `finish` after that. Killed at any moment, the old maps are in charge or the new ones, or each of
+them on some interfaces: the next start finds out, goes on with the newest, and takes flows from all. Knows
+the order of these things; not how programs are attached.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -73,7 +75,9 @@ def _words_of(carried: Carried) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What is in charge. `same_key`: its flows have the names that they have here."""
+    """One generation of what is in charge. `layout`: its description, None where there is none that can be
+    read. `same_key`: its flows have the names that they have here.
+    """
 
     place: Path
     layout: Layout | None
@@ -84,30 +88,43 @@ class _Found:
     def own(self) -> bool:
         return pins.is_own(self.place)
 
+    @property
+    def worth(self) -> tuple[bool, bool]:
+        return self.own or self.layout is not None, self.same_key
+
 
 class Takeover:
-    """`maps` are those to use."""
+    """`maps` are those to use; `found` is what is in charge, the best first. `carrier` follows that one,
+    unless it is adopted, and `others` follow the rest.
+    """
 
     def __init__(
-        self, found: _Found | None, current: Maps, kind: StartKind, carrier: Carrier | None, own: _Own
+        self,
+        found: Sequence[_Found],
+        current: Maps,
+        kind: StartKind,
+        carrier: Carrier | None,
+        own: _Own,
+        others: Sequence[Carrier] = (),
     ) -> None:
         self.maps = current
         self.kind = kind
         self._found = found
         self._carrier = carrier
+        self._others = others
         self._own = own
-        adopted = kind is StartKind.ADOPTED and found is not None
-        self._pins = pins.Pins(own.bpf_dir, found.place if adopted and found is not None else None)
+        self._pins = pins.Pins(own.bpf_dir, found[0].place if kind is StartKind.ADOPTED else None)
 
     def prepare(self) -> None:
         """The last step before programs are attached."""
         self._own.describe(self.maps, self._found)
-        self._pins.prepare(self.maps, self._found.place if self._found else None)
+        self._pins.prepare(self.maps, [found.place for found in self._found])
         self._follow_closely()
 
     def follow(self) -> int:
         """One more program has been exchanged; returns how many flows have changed in the old maps."""
-        return self._carrier.follow() if self._carrier is not None else 0
+        carriers = self._others if self._carrier is None else (self._carrier, *self._others)
+        return sum(carrier.follow() for carrier in carriers)
 
     def finish(self, *, exchanged: bool) -> Start:
         """All programs are exchanged. `exchanged`: there were any."""
@@ -115,15 +132,17 @@ class Takeover:
         carried = self._carrier.carried() if self._carrier is not None else None
         if self.kind not in (StartKind.ENLARGED, StartKind.LAYOUT):
             carried = None
-        self._carrier = None
+        for other in self._others:
+            _log.info("maps of a killed run were in use too%s", _words_of(other.carried()))
+        self._carrier, self._others = None, ()
         self._pins.commit()
         self._own.forget_others(self.maps)
         return Start(self.kind, exchanged, carried)
 
     def give_up(self) -> None:
         """No program of this run is attached."""
-        self._pins.give_up(self._found.place if self._found else None)
-        if self._found is None:
+        self._pins.give_up()
+        if not self._found:
             self._own.forget()
 
     def _follow_closely(self) -> None:
@@ -141,12 +160,13 @@ class _Own:
     layout: Layout
     check: str
 
-    def describe(self, current: Maps, found: _Found | None) -> None:
+    def describe(self, current: Maps, in_charge: Sequence[_Found]) -> None:
         """Says by which key our flows are named; of the maps that are still in charge that stays known."""
         if self.state_dir is not None:
-            keys = {_id_of(current): self.check}
-            if found is not None and found.own and found.layout is not None:
-                keys = {**found.layout.keys, **keys}
+            keys: dict[int, str] = {}
+            for found in in_charge:
+                keys |= found.layout.keys if found.own and found.layout is not None else {}
+            keys[_id_of(current)] = self.check
             try:
                 layouts.write(self.state_dir, replace(self.layout, keys=keys))
             except OSError as error:
@@ -154,7 +174,7 @@ class _Own:
 
     def forget_others(self, current: Maps) -> None:
         if self.state_dir is not None:
-            self.describe(current, None)
+            self.describe(current, ())
             layouts.remove_all_but(self.state_dir, self.layout.name)
 
     def forget(self) -> None:
@@ -166,17 +186,16 @@ def _id_of(current: Maps) -> int:
     return libbpf.map_info(current.fds["flows"]).id
 
 
-def _find(own: _Own, used: AbstractSet[int]) -> _Found | None:
-    def read(name: str) -> Layout | None:
-        return layouts.read(own.state_dir, name) if own.state_dir is not None else None
+def _find(own: _Own, used: AbstractSet[int]) -> list[_Found]:
+    def judged(place: Path, table: int) -> _Found:
+        name = pins.layout_of(place)
+        layout = layouts.read(own.state_dir, name) if own.state_dir is not None else None
+        check = layout.keys.get(table) if layout is not None else None
+        return _Found(place, layout, table, check in (None, own.check))
 
-    place = pins.in_charge(own.bpf_dir, used, lambda name: read(name) is not None)
-    table = pins.flow_table_id(place) if place is not None else None
-    if place is None or table is None:
-        return None
-    layout = read(pins.layout_of(place))
-    check = layout.keys.get(table) if layout is not None else None
-    return _Found(place, layout, table, check in (None, own.check))
+    places = pins.in_charge(own.bpf_dir, used, lambda place, table: judged(place, table).worth)
+    tables = ((place, pins.flow_table_id(place)) for place in places)
+    return [judged(place, table) for place, table in tables if table is not None]
 
 
 def open_maps(
@@ -193,13 +212,14 @@ def open_maps(
     own = _Own(bpf_dir, state_dir, layouts.own(ticks.shift), layouts.check_value(flow_key))
     maps.prepare_directory(bpf_dir)
     found = _find(own, used)
-    if found is None:
-        return Takeover(None, maps.create(wanted), StartKind.FIRST, None, own)
-    if found.own:
+    if not found:
+        return Takeover(found, maps.create(wanted), StartKind.FIRST, None, own)
+    best = found[0]
+    if best.own:
         return _from_own(found, wanted, ticks, own)
-    if found.layout is None:
+    if best.layout is None:
         return Takeover(found, maps.create(wanted), StartKind.UNREADABLE, None, own)
-    source = Source(_fds(found.place, found.layout), found.layout)
+    source = Source(_fds(best.place, best.layout), best.layout)
     current = maps.create(source.sizes(wanted))
     structure(source, current)
     return _carrying(found, source, current, StartKind.LAYOUT, ticks, own)
@@ -209,10 +229,12 @@ def _fds(place: Path, layout: Layout) -> dict[str, int]:
     return {name: libbpf.get_pinned(place / name) for name in layout.maps}
 
 
-def _from_own(found: _Found, wanted: Sizes, ticks: TickClock, own: _Own) -> Takeover:
-    current, old = maps.open_or_create(own.bpf_dir, wanted, found.place, fresh=not found.same_key)
+def _from_own(found: Sequence[_Found], wanted: Sizes, ticks: TickClock, own: _Own) -> Takeover:
+    best = found[0]
+    current, old = maps.open_or_create(own.bpf_dir, wanted, best.place, fresh=not best.same_key)
     if old is None:
-        return Takeover(found, current, StartKind.ADOPTED, None, own)
+        others = _joined(found[1:], current, ticks, own)
+        return Takeover(found, current, StartKind.ADOPTED, None, own, others)
     for name in ("services", "backends", "slots"):
         source, target = getattr(old, name), getattr(current, name)
         target[: len(source)] = source
@@ -222,8 +244,23 @@ def _from_own(found: _Found, wanted: Sizes, ticks: TickClock, own: _Own) -> Take
 
 
 def _carrying(
-    found: _Found, source: Source, current: Maps, kind: StartKind, ticks: TickClock, own: _Own
+    found: Sequence[_Found], source: Source, current: Maps, kind: StartKind, ticks: TickClock, own: _Own
 ) -> Takeover:
-    carrier = Carrier(source, current, ticks, with_flows=found.same_key)
+    best = found[0]
+    carrier = Carrier(source, current, ticks, with_flows=best.same_key)
     carrier.begin()
-    return Takeover(found, current, kind if found.same_key else StartKind.KEY, carrier, own)
+    others = _joined(found[1:], current, ticks, own)
+    return Takeover(found, current, kind if best.same_key else StartKind.KEY, carrier, own, others)
+
+
+def _joined(found: Sequence[_Found], current: Maps, ticks: TickClock, own: _Own) -> list[Carrier]:
+    """The flows of other generations added. What can't be read of them is left."""
+    carriers = []
+    for one in found:
+        layout = own.layout if one.own else one.layout
+        if layout is None or not pins.is_complete(one.place, layout.maps):
+            continue
+        carrier = Carrier(Source(_fds(one.place, layout), layout), current, ticks, with_flows=one.same_key)
+        carrier.join()
+        carriers.append(carrier)
+    return carriers
