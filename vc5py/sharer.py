@@ -4,7 +4,8 @@ A process of its own, because a million flows a second take a good part of a CPU
 loop must not wait for them. It shares the maps' memory with the balancer, decides nothing, and keeps nothing
 that can't be had again: killed at any moment, it loses time and no more. On standard input it is told what it
 needs in one line of JSON, and later in others that somebody waits for a copy, or another `hold`; on standard
-output it reports (sharer_messages.py).
+output it reports every second (sharer_messages.py). Where nobody reads that, as the director hangs, it goes
+on sharing: what must not get lost waits, the rest isn't said.
 
 When either ends the director has died without a word, while packets go on by the maps, and routers send them
 for `hold`. So it shares flows for as long, then the kernel ends it, whatever it does. The next director ends
@@ -40,6 +41,7 @@ from vc5py.dataplane.names import Names
 from vc5py.dataplane.ticks import TickClock
 from vc5py.errors import PeerError
 from vc5py.peers.exchange import QUEUE, Exchange, Recipient
+from vc5py.peers.sieve import Guard
 from vc5py.peers.transport import Places, Transport
 
 TICK_S = 0.1  # how often changed flows are told
@@ -50,6 +52,8 @@ STRAY_S = 1.0  # the same slot is reported again after so long
 WALK_RATE = 250_000  # records a second of the walk that repeats all flows
 COPY_RATE = 500_000  # of the walk for a node that has asked for a copy
 _MOST_STRAYS = 1 << 15  # in one report
+_MOST_WAITING = 1 << 20  # strays, for a director that doesn't read
+_NO_STRAYS: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +126,10 @@ class Sharer:
         self._walk = Walk(self._exporter, order.sizes.flow_sets)
         self._copy: tuple[Recipient, Walk] | None = None
         self._results = np.zeros(8, dtype=np.int64)
-        self._reported: set[int] = set()
+        self._reported = _NO_STRAYS
         self._strays: list[NDArray[np.uint32]] = []
+        self._straying = 0  # how many are in `_strays`
+        self._forgot = False  # some of them
         self._ticked_at = self._refreshed_at = self._forgot_at = now
         self._live = 0.0
         self._wish = self._granted = 0
@@ -147,21 +153,36 @@ class Sharer:
             learned = self._importer.learn(records)
             self._results += learned.results
             if len(learned.strays):
-                self._strays.append(learned.strays)
+                self._stray(learned.strays)
         return len(records)
+
+    def _stray(self, words: NDArray[np.uint32]) -> None:
+        """They are kept until somebody asks. What is too much comes again with a copy, asked for by then."""
+        self._strays.append(words)
+        self._straying += len(words)
+        if self._straying > 2 * _MOST_WAITING:
+            found = np.unique(np.concatenate(self._strays))
+            self._forgot = self._forgot or len(found) > _MOST_WAITING
+            self._keep(found[:_MOST_WAITING])
+
+    def _keep(self, words: NDArray[np.uint32]) -> None:
+        self._strays, self._straying = [words] if len(words) else [], len(words)
 
     def strays(self, now: float) -> NDArray[np.uint32]:
         """Flows in slots of other backends, since the last call; of every slot one, once a second."""
         if now - self._forgot_at >= STRAY_S:
-            self._reported.clear()
+            self._reported = _NO_STRAYS
             self._forgot_at = now
+        if self._forgot:
+            self._forgot = False
+            self.exchange.peering.want_copy()
         if not self._strays:
-            return np.zeros(0, dtype=np.uint32)
-        found = sorted(set(np.unique(np.concatenate(self._strays)).tolist()) - self._reported)
-        fresh, later = found[:_MOST_STRAYS], found[_MOST_STRAYS:]
-        self._strays = [np.array(later, dtype=np.uint32)] if later else []
-        self._reported.update(fresh)
-        return np.array(fresh, dtype=np.uint32)
+            return _NO_STRAYS
+        found = np.setdiff1d(np.concatenate(self._strays), self._reported)
+        fresh = found[:_MOST_STRAYS]
+        self._keep(found[_MOST_STRAYS:])
+        self._reported = np.union1d(self._reported, fresh)
+        return fresh
 
     def step(self, now: float) -> None:
         """Finds out what is to be sent."""
@@ -238,20 +259,24 @@ def start(order: Order, now: float) -> tuple[Sharer, Transport]:
 
 
 class Director:
-    """Who has started us: lines in, as soon as they are there, and out. `gone`, once either has ended. Both
-    wait: `read` where there is nothing, `say` where nobody takes it.
+    """Who has started us: lines in, as soon as they are there, and out. `gone`, once either has ended. Never
+    waits: what isn't taken is kept for the next `flush`, and until then no more should be said.
     """
 
     def __init__(self, reading: int, writing: int) -> None:
         self.fd = reading
         self._writing = writing
-        self._rest = b""
+        for fd in (reading, writing):
+            os.set_blocking(fd, False)
+        self._rest = self._left = b""
         self._lines: deque[bytes] = deque()
         self.gone = False
 
     def read(self) -> None:
         try:
             data = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return
         except ConnectionError:
             data = b""
         self.gone = self.gone or not data
@@ -262,12 +287,20 @@ class Director:
         return self._lines.popleft() if self._lines else None
 
     def say(self, what: str, value: object) -> None:
-        left = json.dumps({what: value}).encode() + b"\n"
+        self._left += json.dumps({what: value}).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> bool:
+        """Whether all that was said is taken."""
         try:
-            while left and not self.gone:
-                left = left[os.write(self._writing, left) :]
+            while self._left and not self.gone:
+                self._left = self._left[os.write(self._writing, self._left) :]
+        except BlockingIOError:
+            return False
         except ConnectionError:
             self.gone = True
+        self._left = b""
+        return True
 
 
 def _outlive(hold_s: float) -> bool:
@@ -286,6 +319,8 @@ class Service:
     def __init__(self, sharer: Sharer, transport: Transport, director: Director, hold_s: float) -> None:
         self._sharer, self._transport, self._director = sharer, transport, director
         self._hold_s = hold_s
+        self._granted: int | None = None  # and not said yet
+        self._guard = Guard()
         self._due = self._reported_at = time.monotonic()
         self._poll = select.poll()
         for fd in (*transport.filenos(), director.fd):
@@ -311,22 +346,37 @@ class Service:
     def _work(self, now: float) -> None:
         sharer = self._sharer
         sharer.receive(now)
-        self._tell_what_came(now)
+        self._tell(now)
         if self._obey() or now >= self._due:
             self._due = now + TICK_S
             sharer.step(now)
+            self._watch(now)
         sharer.exchange.flush(now)
+
+    def _watch(self, now: float) -> None:
+        """A flood of what can't count is left to the kernel for as long as it lasts."""
+        exchange, transport = self._sharer.exchange, self._transport
+        is_flood = self._guard.look(exchange.unwanted() + transport.dropped(), now)
+        transport.sift(exchange.look() if is_flood else None)
+
+    def _tell(self, now: float) -> None:
+        """Nothing where the director still has something to read. Strays, and the news that a copy has come,
+        wait for it, in this order, as it announces by the latter; of reports the next one says all.
+        """
+        sharer, director = self._sharer, self._director
+        self._granted = sharer.granted() or self._granted
+        if not director.flush():
+            return
+        strays = sharer.strays(now)
+        if len(strays):
+            director.say("strays", base64.b64encode(strays.tobytes()).decode())
+        if self._granted is not None and len(strays) < _MOST_STRAYS:
+            director.say("copied", self._granted)
+            self._granted = None
         if now - self._reported_at >= REPORT_S:
             self._reported_at = now
-            self._director.say("report", sharer.report(now) | {"failed": self._transport.failed})
-
-    def _tell_what_came(self, now: float) -> None:
-        strays = self._sharer.strays(now)
-        if len(strays):
-            self._director.say("strays", base64.b64encode(strays.tobytes()).decode())
-        wish = self._sharer.granted()
-        if wish is not None:
-            self._director.say("copied", wish)
+            sockets = {"failed": self._transport.failed, "dropped": self._transport.dropped()}
+            director.say("report", sharer.report(now) | sockets)
 
     def _obey(self) -> bool:
         """Whether there was something to be done at once."""
@@ -343,6 +393,7 @@ class Service:
 def main() -> int:
     director = Director(sys.stdin.fileno(), sys.stdout.fileno())
     while (first := director.take()) is None:
+        select.select([director.fd], [], [])
         director.read()
         if director.gone:
             return 0

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 MAX_LINE = 1 << 20
 _GREATEST = 1 << 64
 _SHOWN = 80  # bytes of nonsense
-COUNTERS = ("datagrams_sent", "bytes_sent", "sent", "received", "missed", "lost", "failed", "cpu_s")
+COUNTERS = (
+    *("datagrams_sent", "bytes_sent", "sent", "received", "missed", "lost", "failed", "dropped", "cpu_s"),
+)
 
 
 @dataclass(frozen=True, slots=True)

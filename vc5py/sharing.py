@@ -1,6 +1,6 @@
 """Flow sharing as the balancer has it: keeps the process that does it (`sharer`) running, hears its reports.
 
-Reads the cluster's secrets, tells the process what it needs, and starts it again when it ends, talks
+Reads the cluster's secrets, tells the process what it needs, and starts it again when it ends, hangs, talks
 nonsense, couldn't be started, or when that has changed. The balancer can live without it: its death costs the
 peers' knowledge of the last moments, and no packet. It outlives a balancer that isn't stopped in order by
 `hold`; the next one ends it before it starts its own. Invariants: a secret is in no log, no argument and no
@@ -36,12 +36,17 @@ from vc5py.peers.transport import Places
 from vc5py.sharer import Order
 from vc5py.sharer_child import Child, Host
 from vc5py.sharer_messages import Copied, Ready, Report, Strays, Trouble
+from vc5py.silence import hear
 from vc5py.snapshot import PeerSnapshot, SharingSnapshot
 
 _log = logging.getLogger(__name__)
 
 STEADY_S = 10.0  # a process that has lived for so long begins with the shortest wait again
 WAITS_S = (0.2, 1.0, 5.0)
+# The process reports every second, also where nothing comes and nobody has read it for long (sharer.py); one
+# that hangs doesn't. A new one has to load its libraries first.
+MUTE_S = 10.0
+START_S = 30.0
 HOLD_S = 30.0  # where there are no routes, which have a hold of their own
 NOT_YET = (
     "flows are named by another secret than the cluster's until the next start: until then 'cluster' and"
@@ -273,10 +278,17 @@ class Sharing:
         """Until it ends; how it did. Raises ValueError, OSError, PeerError."""
         if self._wish > self._granted:
             self._tell_wish()
-        with suppress(ConnectionError):  # it has died before it read all
-            async for line in child.reader:
+        limit_s = START_S
+        try:
+            while line := await hear(child.reader.readline, limit_s):
                 if line.endswith(b"\n"):  # else it has died while it spoke
                     self._hear(line)
+                limit_s = MUTE_S
+        except ConnectionError:  # it has died before it read all
+            pass
+        except TimeoutError:
+            child.process.kill()  # it heeds no signal while it hangs
+            return f"says nothing for {limit_s:g} s"
         return await child.how_it_ended()
 
     def _tell(self, line: str) -> None:
@@ -334,6 +346,7 @@ class Sharing:
             results=totals.results,
             missed=numbers["missed"],
             lost=numbers["lost"],
+            dropped=numbers["dropped"],
             ambiguous=report.ambiguous,
             copied=report.copied,
             cpu_s=numbers["cpu_s"],

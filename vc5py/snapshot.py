@@ -107,6 +107,16 @@ class NeighborSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ToldSnapshot:
+    """A VIP's neighbors: `told` of it by BGP now, in sessions that are established, `of` those that are to be
+    told whenever it is announced: by the configuration, whether there is a session or not.
+    """
+
+    told: int = 0
+    of: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSnapshot:
     """Another balancer that shares its flows with us, heard of `age_s` seconds ago."""
 
@@ -119,9 +129,10 @@ class PeerSnapshot:
 class SharingSnapshot:
     """Flow sharing. `running`: its process reports. Numbers count from the balancer's start: `datagrams` that
     came by what became of them, `sent` and `received` flows, the latter in `results` by what became of them,
-    `missed` flows that changed faster than they were read, `lost` datagrams of peers. `ambiguous`: backends
-    whose flows can't be shared. `copied`: all flows of a peer have been received since the process began.
-    `why_off` tells a person who may have expected flows to be shared why they aren't, if they aren't enabled.
+    `missed` flows that changed faster than they were read, `lost` datagrams of peers, `dropped` ones that the
+    kernel threw away. `ambiguous`: backends whose flows can't be shared. `copied`: all flows of a peer have
+    been received since the process began. `why_off` tells a person who may have expected flows to be shared
+    why they aren't, if they aren't enabled.
     """
 
     enabled: bool = False
@@ -136,6 +147,7 @@ class SharingSnapshot:
     results: Mapping[str, int] = field(default_factory=dict)
     missed: int = 0
     lost: int = 0
+    dropped: int = 0
     ambiguous: int = 0
     copied: bool = False
     cpu_s: float = 0.0
@@ -170,7 +182,8 @@ class BfdSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`vips` says whether each VIP is to be announced, `vip_why` why one isn't, `sessions` whether BGP with
+    """`vips` says whether each VIP is to be announced, `vip_why` why one isn't, `vip_told` whether any router
+    knows, `sessions` whether BGP with
     each peer is up, `probes` counts by (check type, outcome), `interfaces` gives each one's XDP mode, `at` is
     now. `warnings` tell a person what keeps packets from where they should go.
     """
@@ -193,4 +206,5 @@ class Snapshot:
     start: StartSnapshot = StartSnapshot()
     sharing: SharingSnapshot = SharingSnapshot()
     vip_why: Mapping[IPAddress, str] = field(default_factory=dict)
+    vip_told: Mapping[IPAddress, ToldSnapshot] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

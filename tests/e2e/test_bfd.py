@@ -46,8 +46,10 @@ from vc5py.bfd.packet import Packet, State, encode
 from vc5py.bfd.supervisor import RETRY_MIN_S
 from vc5py.lab.kernel import entered
 
+pytestmark = pytest.mark.timed
 ROUTER, BALANCER = "vc5t-bfd-r", "vc5t-bfd-a"
 ROUTER6, ADDRESS6 = "fd97::1", "fd97::2"
+NOBODY = "10.97.0.99"
 BFD_PORT = 3784
 VIP = "192.168.101.1"
 LIMIT_S = (DETECTION_MS + MARGIN_MS) / 1e3
@@ -143,6 +145,18 @@ def test_an_orderly_end_is_said_and_not_found(bird: Bird, ours: Ours, lasted: La
     assert lasted(at, bird.wait_down()) < 0.1, "told, so not after 300 ms"
     assert lasted(at, ended) < 1.0
     eventually(lambda: not any(map(alive, pids)))
+
+
+def test_session_that_is_not_wanted_any_more_is_said_to_end(bird: Bird, ours: Ours, lasted: Lasted) -> None:
+    """The process goes on, with another one."""
+    settled(bird, ours)
+    pids = ours.pids()
+    at = time.monotonic()
+    ours.ask(f"want {NOBODY} {INTERVAL_MS} {MULTIPLIER}")
+    assert lasted(at, bird.wait_down()) < 0.1, "told, so not after 300 ms"
+    assert set(ours.pids()) & set(pids)
+    ours.ask(f"want {NOBODY} {INTERVAL_MS} {MULTIPLIER} {ROUTER_ADDRESS} {INTERVAL_MS} {MULTIPLIER}")
+    bird.wait_up()
 
 
 def test_a_neighbor_that_is_taken_down_is_not_unreachable(ours: Ours, tmp_path: Path) -> None:
@@ -530,7 +544,7 @@ def test_an_orderly_end_withdraws_first(balancer: Balancer, router: Router) -> N
     pids = bfd_processes(balancer.bfd_directory)
     assert len(pids) == 2
     balancer.process.terminate()
-    assert balancer.process.wait(15) == 0
+    assert balancer.process.wait(60) == 0
     assert not router.has_route()
     eventually(lambda: not any(map(alive, pids)))
     lines = router.lines.waiting()

@@ -28,6 +28,7 @@ from tests.bench.bfd_ends import (
 )
 from tests.e2e.conftest import Lasted
 
+pytestmark = pytest.mark.timed
 ROUTER, BALANCER = "vc5t-bff-r", "vc5t-bff-a"
 ROUTER6, ADDRESS6 = "fd97::1", "fd97::2"
 LIMIT_S = (DETECTION_MS + MARGIN_MS) / 1e3
@@ -50,7 +51,7 @@ exit
 
 class Frr:
     """zebra, which tells of interfaces, and bfdd: as a user of their own, who can't look into pytest's
-    directories. `lines`: what bfdd logs.
+    directories, nor into that of a TMPDIR. `lines`: what bfdd logs.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -122,7 +123,7 @@ def net() -> Iterator[Network]:
 def ends(net: Network, tmp_path: Path) -> Iterator[tuple[Frr, Ours]]:
     """Both sessions up, with the intervals that are wanted."""
     with ExitStack() as stack:
-        frr = Frr(Path(tempfile.mkdtemp(prefix="vc5t-frr-")))
+        frr = Frr(Path(tempfile.mkdtemp(prefix="vc5t-frr-", dir="/run")))
         stack.callback(frr.end)
         ours = Ours(tmp_path / "ours", "fifo", BALANCER, neighbors=(ROUTER_ADDRESS, ROUTER6))
         stack.callback(ours.end)
@@ -159,6 +160,18 @@ def test_our_death_is_found_by_frr(ends: tuple[Frr, Ours], lasted: Lasted) -> No
     frr, ours = ends
     at = ours.kill()
     assert lasted(at, frr.wait_down(ADDRESS)) < LIMIT_S
+
+
+def test_session_that_is_not_wanted_any_more_is_said_to_end(ends: tuple[Frr, Ours]) -> None:
+    frr, ours = ends
+    ours.ask(f"want {ROUTER6} {INTERVAL_MS} {MULTIPLIER}")
+    _eventually(lambda: frr.peers()[ADDRESS]["status"] == "down")
+    found = frr.peers()[ADDRESS]
+    assert (found["diagnostic"], found["remote-diagnostic"]) == (
+        "neighbor signaled session down",
+        "administratively down",
+    )
+    assert frr.peers()[ADDRESS6]["status"] == "up"
 
 
 def test_a_killed_process_is_unknown_to_frr(ends: tuple[Frr, Ours]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -118,6 +119,34 @@ def test_killed_process_is_started_again_and_knows_its_peer(sharing_lab: Lab) ->
     until("it is told of", lambda: number(lab, victim, "vc5_sync_restarts_total") >= 1)
     until("they hear each other again", lambda: hear_each_other(lab))
     until("a copy has come", lambda: number(lab, victim, "vc5_sync_copied") == 1)
+
+
+@pytest.mark.long
+def test_hanging_process_is_replaced(sharing_lab: Lab) -> None:
+    lab, victim = sharing_lab, BALANCERS[0]
+    until("they hear each other", lambda: hear_each_other(lab))
+    [before] = sharers(lab, victim)
+    os.kill(before, signal.SIGSTOP)
+    until("another process", lambda: sharers(lab, victim) not in ([], [before]))
+    until("they hear each other again", lambda: shares(lab, victim))
+
+
+@pytest.mark.long
+def test_hanging_director_s_process_goes_on_and_is_not_replaced(sharing_lab: Lab) -> None:
+    lab, (victim, other) = sharing_lab, BALANCERS
+    until("they hear each other", lambda: hear_each_other(lab))
+    [before], restarts = sharers(lab, victim), number(lab, victim, "vc5_sync_restarts_total")
+    director = main_process(lab, victim)
+    os.kill(director, signal.SIGSTOP)
+    try:
+        for _ in range(20):
+            time.sleep(1.0)  # it's the time that matters
+            assert peers_of(lab, other) == {str(victim.address)}
+    finally:
+        os.kill(director, signal.SIGCONT)
+    until("it goes on", lambda: hear_each_other(lab))
+    assert sharers(lab, victim) == [before]
+    assert number(lab, victim, "vc5_sync_restarts_total") == restarts
 
 
 def shares(lab: Lab, balancer: Host) -> bool:

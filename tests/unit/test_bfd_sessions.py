@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -33,8 +34,8 @@ class Node:
         return self.sessions.entries[neighbor].session.state
 
     def wakes_at(self) -> float:
-        assert self.sessions.next_at is not None
-        return self.sessions.next_at + self.late_s
+        at = self.sessions.next_at
+        return math.inf if at is None else at + self.late_s
 
 
 class Link:
@@ -175,6 +176,45 @@ def test_administratively_down_says_nothing_about_the_path() -> None:
 def test_nobody_to_tell() -> None:
     link = Link()
     assert link.a.sessions.close(0.0) == 0.0
+    assert link.a.sessions.configure({}, 0.0, link.rng) == (B,)
+    assert list(link.a.sessions.advance(0.0, link.rng)) == []
+    assert link.a.sessions.next_at is None
+
+
+@given(st.integers())
+@settings(max_examples=50)
+def test_session_that_is_not_wanted_any_more_is_ended_and_not_left_to_be_found_dead(seed: int) -> None:
+    """RFC 5880, section 6.8.16: told for a Detection Time, so that one lost packet does no harm."""
+    link = up(seed)
+    lost = iter([True])
+    link.dropped = lambda _to: next(lost, False)
+    assert link.a.sessions.configure({}, link.now, link.rng) == (B,)
+    link.run(DETECTION_S - 0.001)
+    status = link.b.sessions.status(A)
+    assert (status.reachable, status.remote_state, status.diagnostic) == (True, "admin-down", 3)
+    link.run(0.001)
+    heard = status.packets_in
+    link.run(1.0)
+    assert link.a.sessions.next_at is None, "it is forgotten"
+    assert link.b.sessions.status(A).packets_in in (heard, heard + 1)
+    assert link.b.sessions.status(A).reachable
+
+
+def test_slow_neighbor_is_told_for_as_long_as_it_waits() -> None:
+    link = up()
+    link.b.sessions.configure({A: Settings(1_000_000, 3)}, link.now, link.rng)
+    link.run(5.0)
+    assert link.a.sessions.close(link.now) == pytest.approx(3.0)
+
+
+def test_session_that_is_wanted_again_at_once_comes_up() -> None:
+    link = up()
+    link.a.sessions.configure({}, link.now, link.rng)
+    link.run(0.1)
+    link.a.sessions.configure({B: FAST}, link.now, link.rng)
+    assert not link.a.sessions.leaving
+    link.run(5.0)
+    assert link.states() == (State.UP, State.UP)
 
 
 def test_never_up_is_not_unreachable() -> None:
@@ -226,8 +266,6 @@ def test_other_settings_leave_the_session_up() -> None:
     link.a.sessions.configure({B: Settings(50_000, 3)}, link.now, link.rng)
     link.run(2.0)
     assert link.a.sessions.status(B).transitions == before
-    assert link.a.sessions.configure({}, link.now, link.rng) == (B,)
-    assert link.a.sessions.next_at is None
 
 
 def test_refused() -> None:

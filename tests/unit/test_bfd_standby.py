@@ -22,9 +22,11 @@ from vc5py.bfd.process import NAME, STANDBY_NAME
 from vc5py.bfd.protocol import Settings
 
 NEIGHBOR, OTHER = "127.0.0.9", "127.0.0.10"
+TIMEOUT_S = 60.0
+LATE_S = 5.0  # on a busy machine
 
 
-async def until(test: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+async def until(test: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
     """Polls: what happens in another process sends no event here."""
     async with asyncio.timeout(timeout_s):
         while not (found := test()):  # noqa: ASYNC110
@@ -74,7 +76,7 @@ def want(connection: Connection, *neighbors: str, hold_s: float = 30.0) -> None:
 
 async def status(connection: Connection, *neighbors: str) -> dict[str, Any]:
     """By neighbor, of the next report about just these."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             message = json.loads(await connection.reader.readline())
             found = {one["neighbor"]: one for one in message.get("status", ())}
@@ -95,10 +97,10 @@ async def test_the_standby_goes_on_and_has_one_again(files: Path) -> None:
     for _ in range(3):
         heir, dead = await standby(files), first.process.pid
         os.kill(dead, signal.SIGKILL)
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(TIMEOUT_S):
             await first.reader.read()  # until its end: no other process holds the connection
         await until(lambda heir=heir: heir in named(files, NAME))  # type: ignore[misc]
-        await first.process.wait_gone(1.0)
+        await first.process.wait_gone(TIMEOUT_S)
         await first.leave()
         first = await connect(files)
         assert first.process.pid == first.hello["pid"] == heir
@@ -163,15 +165,15 @@ async def test_the_end_of_both_ends_both(files: Path) -> None:
 
 
 async def test_who_goes_on_waits_for_a_director_no_longer_than_the_hold(files: Path) -> None:
+    hold_s = 0.3
     first = await connect(files)
-    want(first, NEIGHBOR, hold_s=0.3)
+    want(first, NEIGHBOR, hold_s=hold_s)
     heir = await standby(files)
-    await first.leave()
-    os.kill(first.process.pid, signal.SIGKILL)
     at = time.monotonic()
-    await until(lambda: heir in named(files, NAME))
+    os.kill(first.process.pid, signal.SIGKILL)
+    await first.leave()
     await until(lambda: not alive(heir))
-    assert 0.25 < time.monotonic() - at < 2.0
+    assert hold_s <= time.monotonic() - at < hold_s + LATE_S
 
 
 async def test_a_director_gets_an_answer_whenever_it_comes(files: Path) -> None:
@@ -182,6 +184,6 @@ async def test_a_director_gets_an_answer_whenever_it_comes(files: Path) -> None:
     os.kill(first.process.pid, signal.SIGKILL)
     with socket.socket(socket.AF_UNIX) as other:
         other.connect(str(files / "bfd.sock"))
-        other.settimeout(5.0)
+        other.settimeout(TIMEOUT_S)
         assert b'"bfd":2' in await asyncio.to_thread(other.recv, 1 << 16)
     await first.leave()

@@ -166,16 +166,64 @@ async def test_a_dead_process_is_replaced(tmp_path: Path, number: signal.Signals
         await one.shutdown()
 
 
-async def test_a_hanging_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "SILENCE_S", 4.0)
+async def test_a_process_that_goes_on_never_waits_longer_than_the_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the one before it was killed: else its sessions would end with a living director."""
+    monkeypatch.setattr(supervisor, "RETRY_ALIVE_S", 0.2)
+    hold_s = 3.0
     async with running(tmp_path) as one:
-        one.configure(wish(NEIGHBOR), 1.0)
+        one.configure(wish(NEIGHBOR), hold_s)
+        await until(known(one, NEIGHBOR))
+        for _ in range(7):
+            victim = await peer(tmp_path)
+            heir = await stands_by(victim)
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda: one.sessions() == {NEIGHBOR: None})
+            await until(known(one, NEIGHBOR))
+            assert await peer(tmp_path) == heir
+        await one.shutdown()
+
+
+async def stands_by(speaker: int) -> int:
+    """The process behind it."""
+    children = Path(f"/proc/{speaker}/task/{speaker}/children")
+    await until(children.read_text)
+    return int(children.read_text())
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["alone", "with its standby"])
+async def test_a_hanging_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, both: bool
+) -> None:
+    monkeypatch.setattr(supervisor, "SILENCE_S", 2.5)
+    async with running(tmp_path) as one:
+        one.configure(wish(NEIGHBOR), 30.0)
         await until(known(one, NEIGHBOR))
         pid = await peer(tmp_path)
-        os.kill(pid, signal.SIGSTOP)
-        await until(lambda: not alive(pid))
+        heir = await stands_by(pid)
+        for hanging in [pid, heir] if both else [pid]:
+            os.kill(hanging, signal.SIGSTOP)
+        await until(lambda: one.sessions() == {NEIGHBOR: None})
         await until(known(one, NEIGHBOR))
+        assert not alive(pid)
+        assert (alive(heir), await peer(tmp_path) == heir) == (not both, not both)
         await one.shutdown()
+
+
+async def test_a_process_that_hangs_when_a_director_comes_is_killed(tmp_path: Path) -> None:
+    async with running(tmp_path) as one:
+        one.configure(wish(NEIGHBOR), 30.0)
+        await until(known(one, NEIGHBOR))
+        pid = await peer(tmp_path)
+        heir = await stands_by(pid)
+    for hanging in (pid, heir):
+        os.kill(hanging, signal.SIGSTOP)
+    async with running(tmp_path) as two:
+        two.configure(wish(NEIGHBOR), 30.0)
+        await until(known(two, NEIGHBOR))
+        assert not alive(pid) and not alive(heir)
+        await two.shutdown()
 
 
 async def test_a_second_director_leaves_the_first_alone(tmp_path: Path) -> None:

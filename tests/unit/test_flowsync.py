@@ -101,6 +101,11 @@ def resealed(data: bytes) -> bytes:
     return body + hashlib.blake2b(body, key=KEY.material, digest_size=MAC_BYTES).digest()
 
 
+def test_addressees_are_told_apart_by_all_bits_of_a_boot_and_are_never_everybody() -> None:
+    assert flowsync.addressee(0x1_0000_0003, 0x5_0000_0009) == 3 ^ 9 ^ 5
+    assert flowsync.addressee(7, 7) == 1
+
+
 REFUSED = {
     "empty": (b"", Outcome.SHORT),
     "a byte less than the least": (sealed(Kind.COPY)[:-1], Outcome.SHORT),

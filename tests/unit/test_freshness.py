@@ -190,6 +190,7 @@ def test_node_that_was_cut_off_for_long_is_heard_a_second_later() -> None:
     world.until = len(world.air.sent)
     world.pass_time(3 * FORGET_S, played=5)
     assert not world.nodes[0].peering.peers
+    assert not world.nodes[0].exchange.addresses
     world.nodes[1].cut = False
     world.pass_time(1.3, played=2)
     assert world.all_hear_each_other()
@@ -219,6 +220,7 @@ def test_numbers_are_never_used_twice_although_streams_are_forgotten(monkeypatch
         second.start()
         world.pass_time(1.0)
         assert len(first.exchange._sequences) <= 4
+        assert len(first.exchange._greeted) <= 4
     for boot in (earlier, second.peering.boot):
         first.exchange.put(np.zeros(1, RECORD), Recipient(addressee(2, boot)))
     world.pass_time(0.5)
@@ -313,7 +315,7 @@ def test_what_is_held_back_for_too_long_does_not_count(to: int) -> None:
         assert judge.hello(21, 10 * second, float(second), float(second), to=to) is Outcome.ACCEPTED
     assert judge.flows(21, 25, 11.9, to=to) is Outcome.ACCEPTED
     assert judge.flows(21, 15, 11.9, to=to) is Outcome.REPLAYED
-    assert judge.flows(21, 111, 10.99 + FRESH_S, to=to) is Outcome.ACCEPTED
+    assert judge.flows(21, 111, 10.9995 + FRESH_S, to=to) is Outcome.ACCEPTED
     assert judge.flows(21, 112, 11.0 + FRESH_S, to=to) is Outcome.UNPROVEN
     assert judge.hello(21, 113, 11.0, 11.0 + FRESH_S, to=to) is Outcome.UNPROVEN
 
@@ -360,6 +362,7 @@ def test_no_more_boots_are_taken_up_than_there_is_room_for() -> None:
     for n in range(MAX_FORMER + 1):
         assert judge.hello(1000 + n, 0, n / 1000, 1.0) is Outcome.ACCEPTED
     assert judge.hello(5000, 0, 0.9, 1.0) is Outcome.UNPROVEN
+    assert judge.hello(1000, 1, 0.9, 1.0) is Outcome.ACCEPTED  # that one has its room
     judge.peering.tick(2.0 + FORGET_S)
     assert judge.hello(5000, 1, 11.9, 12.1) is Outcome.ACCEPTED
 
@@ -386,5 +389,7 @@ def test_flood_of_strangers_fits_one_hello_and_the_last_ones_are_named() -> None
     said = judge.peering.hello(0.3)
     assert len(said) == MAX_NAMED + 1
     assert {(THEM, 21), (50 + 199, 1199)} <= set(said)
+    assert judge.hello(7, 0, 0.0, 0.3, node=1000) is Outcome.ACCEPTED
+    assert len(judge.peering.hello(0.3)) == MAX_NAMED + 1
     judge.peering.tick(0.4 + FORGET_S)
     assert judge.peering.hello(20.0) == ((US, OUR_BOOT + 20_000),)

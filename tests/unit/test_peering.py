@@ -22,6 +22,7 @@ from vc5py.core.peering import (
     Peering,
     Window,
 )
+from vc5py.core.peering import Stream as Order
 
 US, OUR_BOOT = 1, 100
 THEM, THEIR_BOOT = 2, 200
@@ -264,6 +265,7 @@ def test_copy_is_asked_for_at_once_where_somebody_waits_for_it() -> None:
         assert not stream.peering.copied
         assert stream.pass_time(0.1) == [0.1]
         assert stream.peering.copied
+    assert stream.pass_time(30.0) == []  # nobody waits any more
 
 
 def two_peers() -> tuple[Peering, tuple[int, int]]:
@@ -289,6 +291,27 @@ def test_of_several_peers_the_one_is_asked_of_which_something_was_lost() -> None
                 made.receive(datagram(Kind.FLOWS, sequence, node=third, boot=boot), 2.0)
         assert asked_for(made, 2.0) == []
         assert asked_for(made, 2.1) == [lossy]
+
+
+def test_loss_of_a_silent_peer_is_asked_for_once_it_talks_again() -> None:
+    made, (third, boot) = two_peers()
+    made.receive(datagram(Kind.FLOWS, 12), 2.0)
+    assert asked_for(made, 2.0) == []
+    made.receive(datagram(Kind.FLOWS, 11, node=third, boot=boot), 5.9)
+    assert asked_for(made, 6.0) == []
+    made.receive(datagram(Kind.FLOWS, 13), 6.1)
+    assert asked_for(made, 6.1) == [THEM]
+
+
+def test_each_copy_is_asked_of_the_next_one_first_and_who_is_asked_is_named_before() -> None:
+    made, _ = two_peers()
+    made.want_copy(at_once=True)
+    said, asked = made.tick(0.2)
+    assert isinstance(said, Hello)
+    assert asked == AskForCopy(THEM, THEIR_BOOT)
+    made.receive(datagram(Kind.COPIED, 2, to=OURS), 0.3)
+    made.want_copy(at_once=True)
+    assert asked_for(made, 0.4) == [THEM]
 
 
 def test_one_copy_makes_up_for_the_loss_of_all() -> None:
@@ -383,6 +406,13 @@ def test_silent_peer_is_forgotten_and_what_it_lost_is_not() -> None:
     assert made.lost == 2
 
 
+def test_what_was_lost_of_a_boot_that_is_replaced_stays_counted() -> None:
+    made = proven()
+    made.receive(datagram(Kind.FLOWS, 13), 0.0)
+    assert made.receive(hello(0, us(0.5), boot=201), 0.6) is Outcome.ACCEPTED
+    assert made.lost == 2
+
+
 def test_only_so_many_peers() -> None:
     made = peering()
     for node in range(2, 2 + MAX_PEERS):
@@ -420,3 +450,34 @@ def test_recordings_never_keep_a_node_from_being_heard() -> None:
 def test_window(numbers: list[int], taken: list[bool]) -> None:
     window = Window()
     assert [window.take(number) for number in numbers] == taken
+
+
+def test_window_remembers_no_more_however_long_the_stream() -> None:
+    window = Window()
+    assert all(window.take(number) for number in range(2 * WINDOW))
+    assert window._bits.bit_length() == WINDOW
+
+
+def test_what_was_ignored_is_missing_only_before_something_counts() -> None:
+    window = Window()
+    for number in (5, 3, 4):
+        window.ignore(number)
+    assert window.take(6)
+    assert window.lost == 3
+    window.ignore(1)
+    assert window.lost == 3
+
+
+def test_a_hello_vouches_for_a_later_time_by_a_later_number_only() -> None:
+    order = Order()
+    order.vouch(10, 100)
+    order.vouch(5, 200)
+    assert order.take(11, 100) is Outcome.ACCEPTED
+    assert order.take(12, 101) is Outcome.UNPROVEN
+
+
+def test_hellos_that_name_the_same_time_take_no_room() -> None:
+    order = Order()
+    for sequence in range(1, 1000):
+        order.vouch(sequence, 100)
+    assert order.take(1, 100) is Outcome.ACCEPTED

@@ -44,13 +44,19 @@ ORDER = Order(
     datagram=1400,
 )
 PROGRAM = """\
-import json, sys
+import json, select, sys
 notes = open(sys.argv[1], "a")
-for line in sys.stdin:
-    said = json.loads(line)
-    print(json.dumps({"port": said["port"]} if "port" in said else said), file=notes, flush=True)
-    peers = {"1": {"age_s": 0.0, "address": "10.0.0.2"}}
-    answer = {"copied": said["copy"]} if "copy" in said else {"report": {"peers": peers}}
+report = {"report": {"peers": {"1": {"age_s": 0.0, "address": "10.0.0.2"}}}}
+while True:
+    answer = report
+    if select.select([0], [], [], 0.1)[0]:
+        line = sys.stdin.buffer.raw.readline()
+        if not line:
+            break
+        said = json.loads(line)
+        print(json.dumps({"port": said["port"]} if "port" in said else said), file=notes, flush=True)
+        if "copy" in said:
+            answer = {"copied": said["copy"]}
     print(json.dumps(answer), flush=True)
 """
 

@@ -93,6 +93,33 @@ async def test_same_reason_is_said_once(
     assert lines == ["flow sharing interrupted reason=no port retry_s=0.01"]
 
 
+async def test_one_that_hangs_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sharing_module, "MUTE_S", 1.5)
+    with said(caplog) as lines:
+        async with running(ORDER, tmp_path, monkeypatch) as rig:
+            await until(rig.sharing.has_peers)
+            hanging = holder(tmp_path)
+            assert hanging is not None
+            os.kill(hanging, signal.SIGSTOP)
+            await until(lambda: rig.sharing.snapshot().restarts >= 1)
+            await until(rig.sharing.has_peers)
+            assert holder(tmp_path) not in (None, hanging)
+    [line] = lines
+    assert line.startswith("flow sharing interrupted reason=its process says nothing for 1.5 s")
+
+
+async def test_one_that_never_says_anything_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sharing_module, "START_S", 0.5)
+    with said(caplog) as lines:
+        async with running(ORDER, tmp_path, monkeypatch, "import signal; signal.pause()") as rig:
+            await until(lambda: rig.sharing.snapshot().restarts >= 2)
+    assert lines == ["flow sharing interrupted reason=its process says nothing for 0.5 s retry_s=0.01"]
+
+
 @contextmanager
 def no_more_files() -> Iterator[None]:
     """Nothing more can be opened."""
@@ -199,6 +226,23 @@ async def test_next_director_ends_it_before_it_starts_its_own(
     assert lines == [], "nothing was in its way"
     assert holder(tmp_path) is None, "an orderly stop ends it"
     assert not (tmp_path / "sharer.pid").exists()
+
+
+async def test_one_that_died_without_a_director_is_replaced_by_the_next_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody else would; and nothing of it is in the way."""
+    former = await left_by_a_director(tmp_path, monkeypatch)
+    os.kill(former, signal.SIGKILL)
+    await asyncio.to_thread(os.waitpid, former, 0)
+    assert holder(tmp_path) is None
+    assert (tmp_path / "sharer.pid").read_text() == f"{former}\n", "what is written there counts for nothing"
+    with said(caplog) as lines:
+        async with running(ORDER, tmp_path, monkeypatch, LASTING) as rig:
+            await until(rig.sharing.has_peers)
+            assert rig.notes.read_text().splitlines() == [f"{former} False", f"{holder(tmp_path)} False"]
+            assert rig.sharing.snapshot().restarts == 0
+    assert lines == []
 
 
 async def test_director_that_shares_nothing_ends_it_too(

@@ -19,10 +19,13 @@ from vc5py import offspring
 from vc5py.bfd import messages
 from vc5py.errors import RhiError
 from vc5py.offspring import Offspring, Place
+from vc5py.silence import hear
 
 START_S = 5.0
 STOP_S = 2.0
 HELLO_S = 2.0
+# A standby goes on within milliseconds; one that doesn't for so long hangs, as what it stood behind did.
+HEIR_S = 1.0
 _POLL_S = 0.02
 _CREDENTIALS = struct.Struct("=3i")
 
@@ -78,6 +81,30 @@ class Host:
             await (found.end() if found is not None else former.stop())
         return await self._start(scheduling)
 
+    def lives(self) -> bool:
+        """Whether there is a process."""
+        return self._place.find() is not None
+
+    async def kill(self, process: Offspring) -> None:
+        """One that hangs. Its standby goes on; one that hangs too is killed, or it would keep the port."""
+        heirs = _children(process.pid)
+        process.kill()
+        await process.wait_gone(STOP_S)
+        for heir in heirs:
+            if not await self._goes_on(heir):
+                heir.kill()
+                await heir.wait_gone(STOP_S)
+
+    async def _goes_on(self, heir: Offspring) -> bool:
+        clock = asyncio.get_running_loop().time
+        end_at = clock() + HEIR_S
+        while clock() < end_at and not heir.gone():
+            living = self._place.find()
+            if living is not None:
+                return living.pid == heir.pid
+            await asyncio.sleep(_POLL_S)
+        return False
+
     async def stop(self) -> None:
         """End the process if one is there and has no other director."""
         with suppress(RhiError):
@@ -117,7 +144,7 @@ class Host:
         try:
             hello = await _hello(reader) if _peer(writer) == process.pid else None
         except (OSError, ValueError, TimeoutError):
-            process.kill()
+            await self.kill(process)
             hello = None
         except BaseException:
             writer.close()
@@ -130,9 +157,17 @@ class Host:
         return None
 
 
+def _children(pid: int) -> list[Offspring]:
+    found = []
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                found.append(Offspring(int(child)))
+    return found
+
+
 async def _hello(reader: asyncio.StreamReader) -> Mapping[str, Any]:
-    async with asyncio.timeout(HELLO_S):
-        return messages.parse_line(await reader.readline())
+    return messages.parse_line(await hear(reader.readline, HELLO_S))
 
 
 def _peer(writer: asyncio.StreamWriter) -> int:

@@ -229,6 +229,8 @@ class Process:
     def _transmit(self) -> None:
         for neighbor, data in self._sessions.advance(time.monotonic(), self._rng):
             self._senders[neighbor].send(data)
+        for neighbor in self._senders.keys() - self._wishes.keys() - self._sessions.leaving.keys():
+            self._senders.pop(neighbor).close()  # it has been told
 
     # The standby
 
@@ -321,11 +323,10 @@ class Process:
             self._configure(messages.parse_wishes(message), hold_s)
 
     def _configure(self, wanted: dict[str, Wish], hold_s: float) -> None:
-        moved = {
-            n for n, wish in wanted.items() if n in self._wishes and self._wishes[n].source != wish.source
-        }
-        for neighbor in (self._wishes.keys() - wanted.keys()) | moved:
-            self._senders.pop(neighbor).close()
+        for neighbor in self._senders.keys() & wanted.keys():
+            before = self._wishes.get(neighbor)
+            if before is None or before.source != wanted[neighbor].source:
+                self._senders.pop(neighbor).close()
         if (wanted, hold_s) != (self._wishes, self._hold_s):
             self._end_standby()  # it has sockets and memory for what there was
             self._standby_at = 0.0

@@ -79,19 +79,40 @@ class Status:
 
 
 @dataclass(slots=True)
+class Leaving:
+    """A session that isn't wanted any more: administratively down, which is told until `until`."""
+
+    session: Session
+    until: float
+
+    @property
+    def due_at(self) -> float:
+        at = self.session.transmit_at
+        return self.until if at is None else min(at, self.until)
+
+
+@dataclass(slots=True)
 class Sessions:
-    """`changed`: neighbors whose session's state or reachability has changed; whoever looks empties it."""
+    """`changed`: neighbors whose session's state or reachability has changed; whoever looks empties it.
+    `leaving`: who is still told that there is no session any more (RFC 5880, section 6.8.16); by silence they
+    would find a broken path.
+    """
 
     entries: dict[str, Entry] = field(default_factory=dict)
+    leaving: dict[str, Leaving] = field(default_factory=dict)
     rejects: Counter[Reject] = field(default_factory=Counter)
     changed: set[str] = field(default_factory=set)
 
     def configure(self, wanted: Mapping[str, Settings], now: float, rng: random.Random) -> tuple[str, ...]:
-        """Makes the sessions these; the neighbors whose sessions are gone. Those that stay, stay up."""
+        """Makes the sessions these; the neighbors whose sessions are gone, and who may have to be told. Those
+        that stay, stay up.
+        """
         gone = tuple(neighbor for neighbor in self.entries if neighbor not in wanted)
         for neighbor in gone:
-            del self.entries[neighbor]
+            closed = protocol.close(self.entries.pop(neighbor).session, now)
+            self.leaving[neighbor] = Leaving(closed, now + self._telling_s(closed))
         for neighbor, settings in wanted.items():
+            self.leaving.pop(neighbor, None)
             entry = self.entries.get(neighbor)
             if entry is None:
                 session = protocol.start(settings, self._discriminator(rng), now)
@@ -131,16 +152,27 @@ class Sessions:
                     break
                 entry.packets_out += 1
                 yield neighbor, wire.encode(packet)
+        yield from self._take_leave(now, rng)
+
+    def _take_leave(self, now: float, rng: random.Random) -> Iterable[tuple[str, bytes]]:
+        self.leaving = {neighbor: one for neighbor, one in self.leaving.items() if now < one.until}
+        for neighbor, one in self.leaving.items():
+            one.session, packet = protocol.transmit(one.session, now, rng.random())
+            if packet is not None:
+                yield neighbor, wire.encode(packet)
 
     def close(self, now: float) -> float:
         """Takes all administratively down; how long that should be told."""
         for neighbor, entry in self.entries.items():
             self._change(neighbor, entry, protocol.close(entry.session, now), now)
-        return max((self._telling_s(entry.session) for entry in self.entries.values()), default=0.0)
+        telling = [self._telling_s(entry.session) for entry in self.entries.values()]
+        return max((*telling, *(leaving.until - now for leaving in self.leaving.values())), default=0.0)
 
     @property
     def next_at(self) -> float | None:
-        due_at = min((entry.due_at for entry in self.entries.values()), default=_NEVER)
+        due = [entry.due_at for entry in self.entries.values()]
+        due += [leaving.due_at for leaving in self.leaving.values()]
+        due_at = min(due, default=_NEVER)
         return due_at if due_at < _NEVER else None
 
     def status(self, neighbor: str) -> Status:
@@ -163,8 +195,9 @@ class Sessions:
     @staticmethod
     def _telling_s(session: Session) -> float:
         """The Detection Time of the neighbor, or nothing where none listens."""
-        settings = session.settings
-        return 1e-6 * settings.multiplier * session.sent_tx_us if session.remote_discr else 0.0
+        if not session.remote_discr:
+            return 0.0
+        return 1e-6 * session.settings.multiplier * max(session.sent_tx_us, session.remote_min_rx_us)
 
     def _discriminator(self, rng: random.Random) -> int:
         taken = {entry.session.local_discr for entry in self.entries.values()}

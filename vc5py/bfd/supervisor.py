@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -24,12 +25,15 @@ from vc5py.bfd.packet import Diagnostic
 from vc5py.bfd.sessions import Status
 from vc5py.model import IPAddress
 from vc5py.offspring import Supervision
+from vc5py.silence import hear
 
 _log = logging.getLogger(__name__)
 
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 10.0
-# The process reports every second; one that doesn't for so long hangs.
+# While there may be a process that waits for us, and for no longer than the hold.
+RETRY_ALIVE_S = 1.0
+# The process reports every second; one that doesn't for so long hangs, unless it was us.
 SILENCE_S = 10.0
 
 OnReachable = Callable[[IPAddress, bool], None]
@@ -64,7 +68,10 @@ class Supervisor:
         self._unreachable: set[str] = set()
         self._report = Report()
         self._changed = asyncio.Event()
-        self._supervision = Supervision("bfd", self._serve, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S)
+        self._had = False  # a process; it has a standby that may go on for it
+        self._supervision = Supervision(
+            "bfd", self._serve, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S, patience=self._patience
+        )
 
     def configure(self, wishes: Mapping[IPAddress, Wish], hold_s: float) -> None:
         """From now on exactly these; sessions that stay are told their new settings and stay up."""
@@ -101,7 +108,9 @@ class Supervisor:
         while not self._wishes:
             self._changed.clear()
             await self._changed.wait()
+        self._had = False
         connection = await self._host.attach(self._scheduling)
+        self._had = True
         self._report = Report(scheduling=str(connection.hello.get("scheduling", "")))
         _log.info("bfd process pid=%d scheduling=%s", connection.process.pid, self._report.scheduling)
         try:
@@ -109,6 +118,12 @@ class Supervisor:
         finally:
             self._forget_all()
             await connection.leave()
+
+    def _patience(self) -> float:
+        """How long no attempt may be made at most."""
+        if not self._had and not self._host.lives():
+            return math.inf
+        return max(RETRY_MIN_S, min(RETRY_ALIVE_S, self._hold_s / 2))
 
     async def _converse(self, connection: Connection) -> None:
         """Until nothing is wanted any more. Raises RhiError when the process can't be talked to."""
@@ -136,14 +151,13 @@ class Supervisor:
     async def _listen(self, connection: Connection) -> None:
         while True:
             try:
-                async with asyncio.timeout(SILENCE_S):
-                    line = await connection.reader.readline()
+                line = await hear(connection.reader.readline, SILENCE_S)
                 if not line:
                     await connection.process.wait_gone(STOP_S)
                     raise GoneError("the BFD process has gone")
                 self._heed(messages.parse_line(line))
             except TimeoutError as error:
-                connection.process.kill()
+                await self._host.kill(connection.process)
                 raise GoneError(f"the BFD process says nothing for {SILENCE_S:g} s") from error
             except (ValueError, TypeError, AttributeError, KeyError) as error:
                 raise GoneError(f"the BFD process talks nonsense: {error!r}") from error

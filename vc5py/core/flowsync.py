@@ -74,6 +74,20 @@ class Outcome(StrEnum):
     CROWDED = "crowded"  # more peers than we have room for
 
 
+# Of these a datagram tells by itself, before its signature is looked at.
+BY_LOOK: Final = (Outcome.SHORT, Outcome.FOREIGN, Outcome.VERSION, Outcome.CLUSTER, Outcome.KEY)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What all datagrams have in common that may count, for who can do no more than compare: `least_bytes`,
+    and of each field its offset, its bytes, and what it may hold, read in network byte order.
+    """
+
+    least_bytes: int
+    fields: tuple[tuple[int, int, frozenset[int]], ...]
+
+
 def _folded(secret: bytes) -> bytes:
     """All of a secret counts, however long."""
     return secret if len(secret) <= hashlib.blake2b.MAX_KEY_SIZE else hashlib.blake2b(secret).digest()
@@ -164,6 +178,12 @@ class Codec:
         signer.update(body)
         return b"".join((head, body, signer.digest()))
 
+    def look(self) -> Look:
+        """What every datagram has for which `open` has no outcome of BY_LOOK."""
+        words = (0, (int.from_bytes(MAGIC, "little"),)), (8, (self._cluster,)), (40, self._signers)
+        fields = [(at, 4, frozenset(map(_turned, values))) for at, values in words]
+        return Look(MIN_DATAGRAM, (*fields, (4, 1, frozenset((VERSION,)))))
+
     def open(self, data: bytes | memoryview) -> Datagram | Outcome:
         """What a datagram says, or why it says nothing."""
         if len(data) < MIN_DATAGRAM:
@@ -191,6 +211,10 @@ class Codec:
         if to not in self._for_us:
             return Outcome.ADDRESSEE
         return Datagram(Kind(kind), to, node, boot, sequence, count, body)
+
+
+def _turned(word: int) -> int:
+    return int.from_bytes(word.to_bytes(4, "little"), "big")
 
 
 def records_per(datagram_bytes: int) -> int:

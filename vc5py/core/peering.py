@@ -338,9 +338,7 @@ class Peering:
         tell.
         """
         key = datagram.node, datagram.boot
-        former = self._former.get(key)
-        if former is not None:
-            former.told = max(former.told, told)
+        if key in self._former:
             return Outcome.REPLAYED
         before, _ = self._strangers.pop(key, (0, now))
         self._strangers[key] = max(told, before), now  # the last one heard is last

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vc5py.core import flowsync
-from vc5py.core.flowsync import EVERYBODY, NO_RECORDS, Codec, Datagram, Kind, Outcome, Records
+from vc5py.core.flowsync import EVERYBODY, NO_RECORDS, Codec, Datagram, Kind, Look, Outcome, Records
 from vc5py.core.peering import HELLO_S, AskForCopy, GiveCopy, Hello, Peering
 from vc5py.peers.transport import Address, Transport
 
@@ -129,6 +129,14 @@ class Exchange:
         records = np.frombuffer(b"".join(bodies), flowsync.RECORD)
         self.counts.records_received += len(records)
         return records
+
+    def unwanted(self) -> int:
+        """How many have come, since the start, that no signature could have saved."""
+        return sum(self.counts.received[outcome] for outcome in (*flowsync.BY_LOOK, Outcome.SOURCE))
+
+    def look(self) -> Look:
+        """Of all others."""
+        return self._codec.look()
 
     def _judge(self, data: memoryview, address: Address, now: float) -> Datagram | Outcome:
         datagram = self._codec.open(data)

@@ -1,7 +1,9 @@
 """Datagrams to and from the other balancers: one UDP socket for each IP version that is used.
 
 Knows addresses, multicast and buffers; not what is in a datagram. Multicast stays on its link (TTL 1), and
-what we send doesn't come back. Sending never waits and never fails for good: networks come back.
+what we send doesn't come back. To one node we send with TTL 255, by which a later version may know that it
+comes from the link (RFC 5082); we don't ask for it, as earlier ones send with another. Sending never waits
+and never fails for good: networks come back.
 """
 
 from __future__ import annotations
@@ -9,11 +11,14 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 
+from vc5py.core.flowsync import Look
 from vc5py.errors import PeerError
 from vc5py.model import IPAddress
+from vc5py.peers import sieve
 
 RECEIVE_BUFFER = 16 << 20
 SEND_BUFFER = 4 << 20
@@ -22,6 +27,7 @@ BATCH = 256  # datagrams that are received in one go
 
 _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
+_TTL = 255
 _IP_MULTICAST_ALL = 49
 _IPV6_MULTICAST_ALL = 29
 
@@ -53,6 +59,9 @@ class Transport:
         self._buffers = [memoryview(bytearray(ROOM)) for _ in range(BATCH)]
         self._sources = frozenset(map(str, places.peers)) if places.group is None else None
         self.failed = 0  # datagrams that could not be sent
+        self._sifts = False
+        self._drops: dict[int, int] = {}
+        self._dropped = 0
         try:
             for version in places.versions():
                 self._sockets[version] = self._open(version)
@@ -72,6 +81,9 @@ class Transport:
                 _try_option(made, option, size)
             if version == 6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, _TTL)
+            else:
+                made.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _TTL)
             group = self._places.group
             if group is not None and group.version == version:
                 _join(made, group, self._places.interface)
@@ -112,6 +124,32 @@ class Transport:
                 except OSError:  # an ICMP error about something that was sent
                     continue
                 yield buffer[:size], address, self._sources is None or _plain(address) in self._sources
+
+    def sift(self, look: Look | None) -> None:
+        """From now on the kernel throws away what looks otherwise, or comes from where we don't listen; None:
+        nothing. Where it can't, all of it comes to us as before.
+        """
+        if (look is not None) is self._sifts:
+            return
+        self._sifts = look is not None
+        for version, one in self._sockets.items():
+            with suppress(OSError):
+                if look is None:
+                    sieve.detach(one)
+                else:
+                    sieve.attach(one, sieve.program(look, self._listens_to(version)))
+
+    def _listens_to(self, version: int) -> list[IPAddress] | None:
+        if self._sources is None:
+            return None
+        return [peer for peer in self._places.peers if peer.version == version]
+
+    def dropped(self) -> int:
+        """Datagrams that the kernel has thrown away: there was no room, or `sift`. To be asked often."""
+        for version, one in self._sockets.items():
+            before, self._drops[version] = self._drops.get(version, 0), sieve.drops(one)
+            self._dropped += (self._drops[version] - before) % (1 << 32)
+        return self._dropped
 
     def close(self) -> None:
         for one in self._sockets.values():

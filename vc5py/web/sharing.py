@@ -41,6 +41,12 @@ _NUMBERS: tuple[tuple[type[_Numbers], str, str, Callable[[SharingSnapshot], floa
         lambda s: s.lost,
     ),
     (
+        CounterMetricFamily,
+        "vc5_sync_dropped_datagrams",
+        "Datagrams that the kernel threw away: no room, or a flood of what can't count",
+        lambda s: s.dropped,
+    ),
+    (
         GaugeMetricFamily,
         "vc5_sync_ambiguous_backends",
         "Backends whose flows can't be shared, because others have the same 32-bit name",
