@@ -18,8 +18,10 @@ from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from vc5py import watchdog
 from vc5py.balancer import Balancer, Parts
 from vc5py.bfd.supervisor import Supervisor
+from vc5py.control.client import LOCK_NAME
 from vc5py.control.memory import Memory
 from vc5py.control.server import serve as serve_control
 from vc5py.dataplane.driver import Driver
@@ -67,7 +69,7 @@ def _only_one(state_dir: Path) -> Iterator[None]:
     """One balancer per state directory, by a lock that no crash leaves behind."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
-        lock = (state_dir / "lock").open("w")
+        lock = (state_dir / LOCK_NAME).open("w")
     except OSError as error:
         raise Vc5Error(f"can't use the state directory {state_dir}: {error.strerror}") from error
     with lock:
@@ -119,6 +121,7 @@ async def _shutdown(parts: Parts) -> None:
     that begin until then are shared.
     """
     _log.info("stopping")
+    watchdog.tell(watchdog.STOPPING)
     if await parts.routes.shutdown():
         await asyncio.sleep(DRAIN_S)
     await parts.sharing.shutdown()
@@ -135,6 +138,11 @@ async def _run(loaded: Loaded, options: Options) -> None:
         _log.warning(reason)
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(options.state_dir))
+        await stack.enter_async_context(watchdog.watched())
+        _log.info(
+            "opening the data plane: maps flows=%d, and the programs, which takes a while",
+            loaded.config.flows,
+        )
         driver = await stack.enter_async_context(
             Driver.open(loaded.config, options.dataplane, flow_key(loaded.config, secrets))
         )
@@ -144,6 +152,7 @@ async def _run(loaded: Loaded, options: Options) -> None:
         await balancer.show_metrics(metrics)
         await balancer.startup()
         async with serve_control(options.state_dir, balancer):
+            watchdog.tell(watchdog.READY)
             await balancer.main_loop(signals.stop)
         await _shutdown(parts)
 

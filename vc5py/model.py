@@ -325,9 +325,9 @@ class Neighbor:
 class RhiConfig:
     """Route health injection: whom to tell about the VIPs, by BGP.
 
-    `hold_s`: routes outlive a director that died for so long. `graceful_s`: how long routes are announced
-    with the graceful-shutdown community (RFC 8326) before they are withdrawn at the end. `router_id` None:
-    our address.
+    `hold_s`: routes outlive a director that died or hangs for so long. `graceful_s`: how long routes are
+    announced with the graceful-shutdown community (RFC 8326) before they are withdrawn at the end.
+    `router_id` None: our address.
     """
 
     as_number: int

@@ -69,9 +69,11 @@ class Routes:
             self._speaker.set_routes(vips)
 
     def withdraw_all_but(self, vips: frozenset[IPAddress]) -> None:
-        """Wants nothing announced that is neither announced already nor among these."""
-        if self._speaker is not None:
-            self.set(self._speaker.announced() & vips)
+        """Of what was wanted goes on wanting these; nothing else. Heeds no speaker: what one has announced it
+        doesn't know while it has lost ExaBGP, and that would withdraw all.
+        """
+        if self._wanted is not None:
+            self.set(self._wanted & vips)
 
     def sessions(self) -> dict[IPAddress, bool]:
         """Whether BGP is established, by peer."""
@@ -87,6 +89,10 @@ class Routes:
             )
             for neighbor, one in standings.items()
         )
+
+    def told(self) -> Mapping[IPAddress, int]:
+        """How many neighbors know of each VIP now; of one that nobody knows of nothing."""
+        return self._speaker.told() if self._speaker else {}
 
     async def run(self) -> None:
         """Keeps the speaker of the moment running; until cancelled, which leaves the routes for `hold`."""

@@ -93,11 +93,15 @@ class Learned(str):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Learned):
             return False
-        return self.split()[0] == other.split()[0] and abs(self._seconds() - other._seconds()) < JITTER_S
+        return self.protocol == other.protocol and abs(self.seconds() - other.seconds()) < JITTER_S
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _seconds(self) -> float:
+    @property
+    def protocol(self) -> str:
+        return self.split()[0]
+
+    def seconds(self) -> float:
         hours, minutes, seconds = map(float, self.split()[1].split(":"))
         return 3600 * hours + 60 * minutes + seconds
 
@@ -116,7 +120,18 @@ class Router:
         return answer.stdout
 
     def routes(self, vip: str) -> list[Learned]:
-        """The paths to the VIP."""
+        """The paths to the VIP. Times are too late by as long as BIRD was kept from running while it worked
+        them out: where there are any, it is asked more than once.
+        """
+        found = self._paths(vip)
+        for _ in range(2 if found else 0):
+            again = self._paths(vip)
+            if [one.protocol for one in again] != [one.protocol for one in found]:
+                return again
+            found = [min(pair, key=Learned.seconds) for pair in zip(found, again, strict=True)]
+        return found
+
+    def _paths(self, vip: str) -> list[Learned]:
         shown = self.ask("show", "route", "for", vip, "all")
         return [Learned(path) for path in re.findall(r"\[(\w+ \d+:\d+:[\d.]+)", shown)]
 
@@ -322,6 +337,22 @@ def test_a_hanging_exabgp_does_not_outlive_the_hold(
     eventually(router.lost(VIP))
     assert lasted(killed_at, time.monotonic()) < hold_s + LATE_S
     eventually(lambda: not alive(driver.exabgp()))
+
+
+@pytest.mark.long
+def test_a_hanging_exabgp_is_replaced(start: StartDriver, router: Router, lasted: Lasted) -> None:
+    """With the times as they are: the next question, the wait for its answer, the wait for its end."""
+    driver = start()
+    driver.tell(f"routes {VIP}")
+    before = eventually(router.learned(VIP))
+    hanging = driver.exabgp()
+    os.kill(hanging, signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    eventually(lambda: router.routes(VIP) not in ([], before))
+    announced_after_s = time.monotonic() - stopped_at
+    print(f"\nannounced by another ExaBGP after {announced_after_s:.1f} s")
+    assert not alive(hanging)
+    assert lasted(stopped_at, stopped_at + announced_after_s) < 5 + 15 + 3 + LATE_S
 
 
 def attended_since(state: Path, moment: float) -> bool:

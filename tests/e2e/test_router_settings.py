@@ -21,6 +21,7 @@ import pytest
 
 from tests import leftovers
 from tests.e2e.test_rhi import Driver, alive, eventually, exabgp_pid, run
+from vc5py.lab.kernel import entered, write_sysctl
 
 SWITCH, FAR, BIRD, FRR, BALANCER = (f"vc5t-set-{name}" for name in ("w", "far", "b", "f", "1"))
 LAN = {BIRD: 1, FRR: 2, BALANCER: 11}
@@ -78,7 +79,8 @@ def network() -> Iterator[None]:
             run("ip", "netns", "add", namespace)
             stack.callback(run, "ip", "netns", "del", namespace)
             ip(namespace, "link set lo up")
-        run("ip", "netns", "exec", SWITCH, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        with entered(SWITCH):
+            write_sysctl("net.ipv4.ip_forward", 1)
         ip(SWITCH, "link add br0 type bridge")
         ip(SWITCH, "addr add 10.97.0.254/24 dev br0")
         ip(SWITCH, "link set br0 up")
@@ -103,7 +105,7 @@ class Routers:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._vty = Path(tempfile.mkdtemp(prefix="vc5t-frr-"))
+        self._vty = Path(tempfile.mkdtemp(prefix="vc5t-frr-", dir="/run"))
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:

@@ -132,7 +132,7 @@ class Routers:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.bird_control = directory / "bird.ctl"
-        self.frr_directory = Path(tempfile.mkdtemp(prefix="vc5t-frr-"))
+        self.frr_directory = Path(tempfile.mkdtemp(prefix="vc5t-frr-", dir="/run"))
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def _spawn(self, namespace: str, *command: str) -> subprocess.Popen[bytes]:
@@ -554,8 +554,7 @@ def disturbances(
         return float(standing["since"]) if standing["state"] == "established" else 0.0
 
     for number in range(count):
-        before = since()
-        assert before
+        before = eventually(since)
         wanted = vips if number % 2 else vips[:2]
         driver.tell(f"routes {' '.join(wanted)}")
         disturb(routers)

@@ -31,9 +31,16 @@ class Router:
     marked: set[IPv4Address] = field(default_factory=set)
     last_mark_at: float = 0.0
     first_withdrawal_at: float = 0.0
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    def hang_up(self) -> None:
+        """End all sessions, without a word."""
+        for writer in self.writers:
+            writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.sessions += 1
+        self.writers.add(writer)
         try:
             writer.write(self._open() + _message(_KEEPALIVE))
             while True:
@@ -46,6 +53,7 @@ class Router:
             pass
         finally:
             self.ended += 1
+            self.writers.discard(writer)
             writer.close()
 
     def _open(self) -> bytes:

@@ -62,7 +62,7 @@ def lost() -> director.State:
     state, actions = feed(director.start(Config((service(),), LEARN_S), up, 0.0), RoutersLost(), now=10.0)
     assert not announced(state)
     said = [action.why for action in actions if isinstance(action, Transition)]
-    assert said == ["no BGP session: learns what begins elsewhere first"]
+    assert said == ["no BGP session; when one is back, it waits for the other balancers' flows first"]
     return state
 
 

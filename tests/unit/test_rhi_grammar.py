@@ -9,7 +9,8 @@ import sys
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,7 +18,7 @@ from vc5py.config import bgp_scalars
 from vc5py.core.rib import MOST_NEIGHBORS
 from vc5py.errors import RhiError
 from vc5py.model import IPAddress, Neighbor, RouteAttributes, Secret
-from vc5py.rhi import grammar, relay
+from vc5py.rhi import exabgp_main, grammar, relay
 from vc5py.rhi.grammar import NeighborStatus, SessionState
 from vc5py.rhi.sessions import Session
 
@@ -85,6 +86,24 @@ neighbor 10.99.0.1 {
 }
 """
     )
+
+
+def test_what_a_configuration_says_of_its_sessions() -> None:
+    first, second = session(EBGP, b"secret"), session(replace(PLAIN, address=PEERS[1]))
+    text = configured("/relay", sessions=(first, second))
+    router_id = IPv4Address("10.99.0.2")
+    assert grammar.local_addresses(text) == dict(zip(PEERS, LOCAL.values(), strict=True))
+    for nothing in (
+        "",
+        "neighbor 1.2.3.4 {\n}\n",
+        text.replace("local-address 10.99.0.2", "local-address 999"),
+    ):
+        assert grammar.local_addresses(nothing) == {}
+    assert grammar.holds(text, first, router_id)
+    assert grammar.holds(text, second, router_id)
+    for other in (session(EBGP, b"other"), session(replace(EBGP, hold_time_s=99), b"secret"), session()):
+        assert not grammar.holds(text, other, router_id)
+    assert not grammar.holds(text, first, IPv4Address("192.0.2.7"))
 
 
 def test_graceful_restart_leaves_the_end_of_rib_to_us() -> None:
@@ -214,6 +233,13 @@ def test_many_vips_take_few_commands() -> None:
     assert list(grammar.announce_all(PEERS, [], "next-hop 10.99.0.2")) == []
 
 
+def test_commands_are_as_long_as_may_be_to_the_byte() -> None:
+    vips = [IPv4Address("192.0.2.100")] * 300
+    texts = ["next-hop 10.99.0.2 med " + "1" * digits for digits in range(1, 20)]
+    commands = [command for text in texts for command, _ in grammar.announce_all(PEERS, vips, text)]
+    assert max(map(len, commands)) == relay.MAX_COMMAND
+
+
 @pytest.mark.parametrize(
     ("word", "state"),
     [
@@ -230,7 +256,27 @@ def test_session_events(word: str, state: SessionState) -> None:
 
 
 def test_other_events_are_not_about_sessions() -> None:
-    assert grammar.parse_event({"exabgp": "5.0.0", "type": "notification"}) is None
+    other = {"exabgp": "5.0.0", "type": "notification"}
+    assert grammar.parse_event(other) is None
+    assert grammar.parse_listening(other) is None
+
+
+class Peer(dict[str, Any]):
+    """A neighbor as ExaBGP has it."""
+
+    api: ClassVar = {"neighbor-changes": ["relay", "gone"]}
+
+
+def test_nobody_listening_is_an_event_of_our_own() -> None:
+    told: list[str] = []
+    processes = SimpleNamespace(_process={"relay": 1}, write=lambda _, text: told.append(text))
+    neighbor = Peer({"peer-address": PEERS[1]})
+    exabgp_main.tell_deaf(processes, neighbor, "port 179 is taken")
+    (text,) = told
+    event = relay.exabgp_event(text)
+    assert event is not None
+    assert grammar.parse_event(event) is None
+    assert grammar.parse_listening(event) == (PEERS[1], "port 179 is taken")
 
 
 def test_neighbors_are_read() -> None:
@@ -261,3 +307,5 @@ def test_what_is_not_understood_is_an_error() -> None:
         grammar.parse_neighbors(['[{"fsm": "ESTABLISHED"}]'])
     with pytest.raises(RhiError, match="event"):
         grammar.parse_event({"type": "state", "neighbor": {"state": "sideways"}})
+    with pytest.raises(RhiError, match="event"):
+        grammar.parse_listening({"type": "listening", "neighbor": {"reason": ""}})

@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,8 +78,12 @@ class Exabgp:
         assert self.process.stdin is not None
         self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
 
-    def synchronises(self) -> None:
-        assert (self.reads(), self.reads()) == ("reset", "version")
+    def synchronises(self, *, after_another: bool = False) -> None:
+        """`after_another`: which may have said something before it was killed."""
+        first = self.reads()
+        while after_another and first != "reset":
+            first = self.reads()
+        assert (first, self.reads()) == ("reset", "version")
         self.says("exabgp 5.0.15", "done")
 
     def relay(self) -> int:
@@ -94,7 +99,7 @@ class Exabgp:
         before = self.path.stat().st_ino
         os.kill(self.relay(), signal.SIGKILL)
         until(lambda: self.path.stat().st_ino != before)
-        self.synchronises()
+        self.synchronises(after_another=True)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -166,9 +171,23 @@ def connect() -> Iterator[Callable[[Exabgp], Director]]:
 Connect = Callable[[Exabgp], Director]
 
 
+SIGN = '{"alive": true}'
+SOON = {"LOOK_S": 0.1, "LEAST_SILENCE_S": 0.2}
+
+
+def in_charge(exabgp: Exabgp, connect: Connect) -> Director:
+    """A director that has given a sign of life, and heard that the relay has."""
+    director = connect(exabgp)
+    assert director.reads()["signs"]
+    director.sends(SIGN)
+    assert director.reads() == {"alive": True}
+    return director
+
+
 def test_it_introduces_itself_on_a_private_socket(start: StartExabgp, connect: Connect) -> None:
     exabgp = start()
-    assert connect(exabgp).reads() == {"relay": relay_module.PROTOCOL, "exabgp": exabgp.process.pid}
+    told = {"relay": relay_module.PROTOCOL, "exabgp": exabgp.process.pid, "parts": True, "signs": True}
+    assert connect(exabgp).reads() == told
     assert stat.S_IMODE(exabgp.path.stat().st_mode) == 0o600
     assert sorted(path.name for path in exabgp.path.parent.iterdir()) == ["relay.alone", "relay.sock"]
 
@@ -262,8 +281,7 @@ def test_an_answer_is_not_given_to_a_successor(start: StartExabgp, connect: Conn
 def test_without_a_director_it_withdraws_and_ends_exabgp(start: StartExabgp, connect: Connect) -> None:
     exabgp = start(hold_s=0.3)
     exabgp.synchronises()
-    director = connect(exabgp)
-    director.reads()
+    director = in_charge(exabgp, connect)
     director.close()
     closed_at = time.monotonic()
     assert exabgp.reads() == "clear adj-rib out"
@@ -278,22 +296,129 @@ def test_without_a_director_it_withdraws_and_ends_exabgp(start: StartExabgp, con
 def test_an_exabgp_that_hangs_is_killed(start: StartExabgp, connect: Connect) -> None:
     exabgp = start(hold_s=0, FAREWELL_S=0.2, TERMINATE_S=0.2)
     exabgp.synchronises()
-    director = connect(exabgp)
-    director.reads()
+    director = in_charge(exabgp, connect)
     exabgp.process.send_signal(signal.SIGSTOP)
     director.close()
     assert exabgp.process.wait(TIMEOUT_S) == -signal.SIGKILL
 
 
 def test_a_new_director_within_the_hold_stops_the_clock(start: StartExabgp, connect: Connect) -> None:
-    exabgp = start(hold_s=4.0)
+    exabgp = start(hold_s=2.0)
     exabgp.synchronises()
     connect(exabgp).close()
     adopting = connect(exabgp)
     adopting.reads()
-    assert not exabgp.sends_within(4.5), "withdrawn under a living director"
     adopting.asks("mine")
     assert exabgp.reads() == "mine"
+    assert not exabgp.sends_within(2.5), "withdrawn under a living director"
+
+
+def test_the_hold_begins_with_the_last_sign_of_life(start: StartExabgp, connect: Connect) -> None:
+    """Of a director that hangs: its connection stays."""
+    hold_s = 1.5
+    exabgp = start(hold_s, **SOON)
+    exabgp.synchronises()
+    director = in_charge(exabgp, connect)
+    for _ in range(7):
+        assert not exabgp.sends_within(0.25), "withdrawn under a living director"
+        signed_at = time.monotonic()
+        director.sends(SIGN)
+        assert director.reads() == {"alive": True}
+    assert exabgp.reads() == "clear adj-rib out"
+    assert hold_s <= time.monotonic() - signed_at + relay_module.LOOK_S
+    assert time.monotonic() - signed_at < hold_s + LATE_S
+    assert director.reads() is None, "it would take the next connection for this one"
+
+
+def test_a_director_may_be_busy_for_longer_than_a_short_hold(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(0.0, **SOON | {"LEAST_SILENCE_S": 0.8})
+    exabgp.synchronises()
+    signed_at = time.monotonic()
+    in_charge(exabgp, connect)
+    assert exabgp.reads() == "clear adj-rib out"
+    assert time.monotonic() - signed_at >= 0.8
+
+
+def test_the_time_that_the_whole_machine_is_stopped_is_no_silence(
+    start: StartExabgp, connect: Connect
+) -> None:
+    """The relay wakes first, and the director gives its sign a moment later."""
+    hold_s = 1.5
+    exabgp = start(hold_s, **SOON)
+    exabgp.synchronises()
+    director = in_charge(exabgp, connect)
+    relay = exabgp.relay()
+    os.kill(relay, signal.SIGSTOP)
+    time.sleep(hold_s + 0.2)  # as long as both are stopped
+    os.kill(relay, signal.SIGCONT)
+    assert not exabgp.sends_within(0.3)
+    director.sends(SIGN)
+    assert director.reads() == {"alive": True}
+
+
+def test_what_came_while_the_relay_was_stopped_is_read_first(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(0.5, **SOON | {"LOOK_S": 10.0})  # all of the time counts, nothing else ends the wait
+    exabgp.synchronises()
+    director = in_charge(exabgp, connect)
+    relay = exabgp.relay()
+    os.kill(relay, signal.SIGSTOP)
+    time.sleep(0.7)  # as long as it is stopped
+    director.sends(SIGN)
+    os.kill(relay, signal.SIGCONT)
+    assert director.reads() == {"alive": True}
+    assert not exabgp.sends_within(0.2)
+
+
+def since(exabgp: Exabgp) -> float | None:
+    """From when on the hold counts; None while a director is in charge."""
+    told = json.loads(exabgp.left_behind().read_text())["since"]
+    return None if told is None else float(told)
+
+
+def test_who_merely_connects_or_asks_does_not_renew_the_hold(start: StartExabgp, connect: Connect) -> None:
+    """One that can't write its files comes again and again; one that dies at each start asks each time."""
+    hold_s = 2.5
+    exabgp = start(hold_s)
+    exabgp.synchronises()
+    director = in_charge(exabgp, connect)
+    closed_at = time.monotonic()
+    director.close()
+    until(lambda: since(exabgp) is not None)
+    began = since(exabgp)
+    for _ in range(2):
+        visitor = connect(exabgp)
+        visitor.reads()
+        visitor.sends('{"command": "show", "asks": true}')
+        assert exabgp.reads() == "show"
+        exabgp.says("done")
+        assert visitor.reads() == {"answer": "done", "lines": []}
+        visitor.close()
+    visitor = connect(exabgp)
+    visitor.reads()
+    assert since(exabgp) == began
+    assert exabgp.reads() == "clear adj-rib out"
+    assert hold_s <= time.monotonic() - closed_at < hold_s + LATE_S
+    assert visitor.reads() is None
+
+
+@pytest.mark.parametrize("silent_s", [0.0, 0.6])
+def test_the_hold_of_one_that_hung_and_was_killed_goes_on(
+    start: StartExabgp, connect: Connect, silent_s: float
+) -> None:
+    exabgp = start(**SOON | {"RECENT_S": 0.2 if silent_s else 5.0})
+    exabgp.synchronises()
+    director = in_charge(exabgp, connect)
+    signed_at = relay_module.now()
+    time.sleep(silent_s)  # the silence
+    closed_at = relay_module.now()
+    director.close()
+    until(lambda: since(exabgp) is not None)
+    began = since(exabgp)
+    assert began is not None
+    if silent_s:
+        assert abs(began - signed_at) < (closed_at - signed_at) / 2
+    else:
+        assert began >= closed_at
 
 
 def test_the_hold_goes_on_when_the_relay_is_killed(start: StartExabgp, connect: Connect) -> None:
@@ -302,6 +427,8 @@ def test_the_hold_goes_on_when_the_relay_is_killed(start: StartExabgp, connect: 
     exabgp.synchronises()
     director = connect(exabgp)
     director.reads()
+    director.asks("mine")
+    assert exabgp.reads() == "mine"
     closed_at = time.monotonic()
     director.close()
     until(lambda: json.loads(exabgp.left_behind().read_text())["since"])
@@ -316,7 +443,10 @@ def test_the_hold_goes_on_when_the_relay_is_killed(start: StartExabgp, connect: 
 def test_a_living_director_has_time_to_connect_again(start: StartExabgp, connect: Connect) -> None:
     exabgp = start(hold_s=0)
     exabgp.synchronises()
-    connect(exabgp).reads()
+    before = connect(exabgp)
+    before.reads()
+    before.asks("mine")
+    assert exabgp.reads() == "mine"
     for _ in range(2):
         exabgp.kills_the_relay()
         assert not exabgp.sends_within(0.1)
@@ -331,7 +461,7 @@ def test_a_living_director_has_time_to_connect_again(start: StartExabgp, connect
 
 CALLER = (
     "import socket, sys; one = socket.socket(socket.AF_UNIX); one.connect(sys.argv[1]); one.recv(99);"
-    "print(flush=True); sys.stdin.read()"
+    """one.sendall(b'{"command": "mine"}\\n'); print(flush=True); sys.stdin.read()"""
 )
 
 
@@ -343,6 +473,7 @@ def test_a_director_that_dies_with_the_relay_has_not(start: StartExabgp, order: 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as director:
         assert director.stdout is not None
         director.stdout.readline()
+        assert exabgp.reads() == "mine"
         if order == "after it":
             exabgp.kills_the_relay()
             director.kill()
@@ -420,10 +551,65 @@ def test_it_goes_with_exabgp(start: StartExabgp, connect: Connect) -> None:
     assert exabgp.process.wait(TIMEOUT_S) == 7, "the relay ended by itself"
 
 
+ROUTE = "10.99.0.1 ipv4 unicast 192.168.101.1/32 next-hop 10.99.0.2"
+
+
+@pytest.mark.parametrize("parts", [True, False], ids=["in parts", "as a whole"])
+def test_an_answer_of_any_length_reaches_a_director_that_takes_it_in_parts(
+    start: StartExabgp, connect: Connect, parts: bool
+) -> None:
+    """A director of an earlier version is given a whole one of as much as there is room for."""
+    times = int((2 if parts else 0.5) * relay_module.MAX_BACKLOG / len(ROUTE) / 1000)
+    exabgp = start()
+    exabgp.synchronises()
+    director = connect(exabgp)
+    director.reads()
+    director.sends(json.dumps({"command": "show", **({"parts": True} if parts else {})}))
+    assert exabgp.reads() == "show"
+
+    def says() -> None:
+        for _ in range(times):
+            exabgp.says(*[ROUTE] * 1000)
+        exabgp.says("done")
+
+    speaking = threading.Thread(target=says)
+    speaking.start()
+    messages = [director.reads()]
+    while "answer" not in messages[-1]:
+        messages.append(director.reads())
+    speaking.join()
+    assert [line for message in messages for line in message["lines"]] == [ROUTE] * 1000 * times
+    assert (len(messages) > 1) is parts
+    director.asks("next")
+    assert exabgp.reads() == "next"
+
+
+def test_a_long_answer_to_a_director_that_has_gone_is_nobodys(start: StartExabgp, connect: Connect) -> None:
+    exabgp = start(MAX_PART=1000)
+    exabgp.synchronises()
+    first = connect(exabgp)
+    first.reads()
+    first.sends(json.dumps({"command": "show", "parts": True}))
+    assert exabgp.reads() == "show"
+    exabgp.says(*[ROUTE] * 100)
+    assert "lines" in first.reads()
+    first.close()
+    until(lambda: json.loads(exabgp.left_behind().read_text())["since"] is not None)
+    second = connect(exabgp)
+    second.reads()
+    exabgp.says(*[ROUTE] * 100, "done")
+    second.asks("other")
+    assert exabgp.reads() == "other"
+    exabgp.says("mine", "done")
+    assert second.reads() == {"answer": "done", "lines": ["mine"]}
+
+
 def test_a_director_that_does_not_read_is_given_up(start: StartExabgp, connect: Connect) -> None:
     exabgp = start(hold_s=0.1)
     exabgp.synchronises()
-    connect(exabgp)
+    connect(exabgp).asks("mine")
+    assert exabgp.reads() == "mine"
+    exabgp.says("done")
     flood = [EVENT] * 1000
     written = 0
     while exabgp.has_nothing_to_read():

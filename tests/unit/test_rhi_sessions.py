@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.unit.checks_rig import in_new_network
 from vc5py.credentials import MAX_PASSWORD
 from vc5py.errors import RhiError
 from vc5py.model import Neighbor, PrefixRule, RhiConfig, Secret
+from vc5py.rhi import sessions
 from vc5py.rhi.sessions import Machine, Session, passwords, resolve
 
 OURS, OURS6 = IPv4Address("192.0.2.9"), IPv6Address("2001:db8::9")
@@ -27,10 +30,14 @@ def test_addresses_are_the_neighbors_own_or_the_machines() -> None:
 
 
 def test_ipv6_session_comes_from_where_the_kernel_says() -> None:
-    (session,) = resolve(RhiConfig(65001, (ROUTER6,)), Machine(OURS, OURS), {}).sessions
-    assert (session.local_address, session.next_hop(6)) == (IPv6Address("::1"), IPv6Address("::1"))
-    (session,) = resolve(RhiConfig(65001, (replace(ROUTER6, source=OURS),)), Machine(OURS, OURS), {}).sessions
-    assert session.local_address == IPv6Address("::1"), "a source of the other version isn't for it"
+    async def main() -> None:
+        own, with_other = ROUTER6, replace(ROUTER6, source=OURS)
+        (session,) = resolve(RhiConfig(65001, (own,)), Machine(OURS, OURS), {}).sessions
+        assert (session.local_address, session.next_hop(6)) == (IPv6Address("::1"), IPv6Address("::1"))
+        (session,) = resolve(RhiConfig(65001, (with_other,)), Machine(OURS, OURS), {}).sessions
+        assert session.local_address == IPv6Address("::1"), "a source of the other version isn't for it"
+
+    in_new_network(main)
 
 
 def test_next_hops_of_a_neighbor_go_first_and_families_bound_what_is_announced() -> None:
@@ -112,11 +119,32 @@ def test_a_session_that_was_there_has_the_password_of_now() -> None:
     assert (session.local_address, session.password) == (LOOPBACK, b"new")
 
 
-def test_one_that_waits_on_an_address_that_has_gone_is_left_out() -> None:
+def test_one_that_waits_on_an_address_that_has_gone_stays() -> None:
+    """It may come back; and in ExaBGP only that neighbor would suffer."""
     neighbor = replace(ROUTER, passive=True, source=ABSENT)
-    before = Session(neighbor, ABSENT, (ABSENT,))
-    resolved = resolve(RhiConfig(65001, (neighbor,)), MACHINE, {}, [before])
-    assert (resolved.sessions, list(resolved.missing)) == ((), [ROUTER.address])
+    before = Session(neighbor, ABSENT, (OURS, OURS6))
+    assert resolve(RhiConfig(65001, (neighbor,)), MACHINE, {}, [before]).sessions == (before,)
+    other = replace(neighbor, hold_time_s=9)
+    assert list(resolve(RhiConfig(65001, (other,)), MACHINE, {}, [before]).missing) == [ROUTER.address]
+
+
+@pytest.mark.parametrize(
+    ("machine", "changes", "supposed"),
+    [
+        (OURS_IS_6, {}, True),
+        (OURS_IS_6, {"source": ABSENT}, True),
+        (OURS_IS_6, {"source": LOOPBACK}, False),
+        (MACHINE, {}, False),
+        (replace(MACHINE, address=ABSENT), {}, True),
+        (OURS_IS_6, {"address": IPv4Address("192.0.2.3")}, False),
+    ],
+)
+def test_an_address_that_exabgp_has_is_supposed_unless_another_is_given(
+    machine: Machine, changes: dict[str, Any], supposed: bool
+) -> None:
+    config = RhiConfig(65001, (replace(NOWHERE, **changes),))
+    found = sessions.supposed(config, machine, {}, {NOWHERE.address: ABSENT})
+    assert [session.local_address for session in found] == [ABSENT] * supposed
 
 
 # Passwords
@@ -128,7 +156,7 @@ def config(secret: Secret) -> RhiConfig:
 
 def test_password_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "key"
-    file.write_bytes(b"se cret\xff\r\n")
+    file.write_bytes(b"se cret\xff\n")
     file.chmod(0o600)
     secret = Secret(str(file))
     assert passwords(config(secret)) == {secret: b"se cret\xff"}
@@ -146,6 +174,16 @@ def test_password_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: py
         (b"\n", 0o600, "found 0 bytes"),
         (b"x" * (MAX_PASSWORD + 1), 0o600, "found 81 bytes"),
         (b"secret", 0o644, "everybody can read"),
+        (b"secret\nand more", 0o600, "found more than one line, expected one line with the password alone"),
+        (b"secret\n\n", 0o600, "found more than one line"),
+        (b"secret\n" + b"x" * MAX_PASSWORD, 0o600, "found more than one line"),
+        (b"secret\r\n", 0o600, "found a carriage return"),
+        (b"secret\r", 0o600, "found a carriage return"),
+        (b"secret \n", 0o600, "found white space around the password"),
+        (b" secret", 0o600, "found white space around the password"),
+        (b"sec\tret", 0o600, "found a control character"),
+        (b"secret\0", 0o600, "found a control character"),
+        (b"sec\x7fret", 0o600, "found a control character"),
     ],
 )
 def test_password_that_can_not_be_used(tmp_path: Path, content: bytes, mode: int, message: str) -> None:

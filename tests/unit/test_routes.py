@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import cast
 
 from tests.unit.neighboring import ibgp
@@ -21,8 +22,14 @@ class Spoken:
     may_go: asyncio.Event = field(default_factory=asyncio.Event)
     running: asyncio.Event = field(default_factory=asyncio.Event)
 
+    wanted: frozenset[IPAddress] | None = None
+
     def set_routes(self, vips: frozenset[IPAddress]) -> None:
-        pass
+        self.wanted = vips
+
+    def announced(self) -> frozenset[IPAddress]:
+        """ExaBGP isn't heard."""
+        return frozenset()
 
     async def run(self) -> None:
         self.started += 1
@@ -74,3 +81,27 @@ async def test_a_speaker_waits_for_the_one_before_it_and_is_started_once() -> No
         assert made[1].started == 1
         task.cancel()
         await asyncio.wait({task})
+
+
+def test_a_withdrawal_while_nobody_hears_exabgp_is_of_that_route_alone() -> None:
+    """And announces nothing that was not wanted before."""
+    one, two, three = (ip_address(f"192.0.2.{host}") for host in (1, 2, 3))
+    spoken = Spoken()
+    routes = Routes(ibgp(65000, "10.0.0.1"), lambda _: cast(Speaker, spoken))
+    routes.withdraw_all_but(frozenset({one}))
+    assert spoken.wanted is None, "nothing has been decided"
+    routes.set(frozenset({one, two}))
+    routes.withdraw_all_but(frozenset({one, three}))
+    assert spoken.wanted == frozenset({one})
+    routes.withdraw_all_but(frozenset({one, two}))
+    assert spoken.wanted == frozenset({one})
+
+
+def test_what_was_withdrawn_without_a_speaker_is_not_announced_by_the_next() -> None:
+    one, two = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    spoken = Spoken()
+    routes = Routes(None, lambda _: cast(Speaker, spoken))
+    routes.set(frozenset({one, two}))
+    routes.withdraw_all_but(frozenset({two}))
+    routes.configure(ibgp(65000, "10.0.0.1"))
+    assert spoken.wanted == frozenset({two})

@@ -10,6 +10,7 @@ import os
 import pwd
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +54,15 @@ class StateFiles:
         offspring.prepare(self.directory, self.socket)
 
     def written_configuration(self) -> str | None:
-        try:
-            return self.configuration.read_text()
-        except OSError:
-            return None
+        return _text(self.configuration)
 
     def write(self, configuration: str, hold_s: float) -> None:
-        """What ExaBGP and the relay read, for the eyes of their user only: there may be passwords in it."""
+        """What ExaBGP and the relay read, for the eyes of their user only: there may be passwords in it. What
+        is there already needs no room.
+        """
         for path, text in ((self.configuration, configuration), (self.hold, f"{hold_s:g}\n")):
+            if _text(path) == text:
+                continue
             fresh = path.with_name(f"{path.name}.new")
             try:
                 fresh.unlink(missing_ok=True)
@@ -77,10 +79,30 @@ class StateFiles:
             path.unlink(missing_ok=True)
 
 
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return None
+
+
 def trim(log: Path) -> None:
-    """Bound the log. ExaBGP appends, so it goes on at the new end."""
-    if log.exists() and log.stat().st_size > MAX_LOG:
-        os.truncate(log, 0)
+    """Bound the log, where it can be written. ExaBGP appends, so it goes on at the new end."""
+    with suppress(OSError):
+        if log.stat().st_size > MAX_LOG:
+            os.truncate(log, 0)
+
+
+def relays(exabgp: int) -> list[Offspring]:
+    """The living relays of this ExaBGP: it has no other children."""
+    file = Path(f"/proc/{exabgp}/task/{exabgp}/children")
+    found = []
+    with suppress(OSError):
+        for pid in file.read_text().split():
+            one = Offspring(int(pid))
+            if pid in file.read_text().split() and not one.gone():  # it has the number still
+                found.append(one)
+    return found
 
 
 def program() -> Path:

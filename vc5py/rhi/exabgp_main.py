@@ -5,8 +5,17 @@ The time between two attempts to connect is bounded to a few seconds, and so is 
 are a minute, and two for a router that drops our packets: one that comes back after an outage would wait
 for its routes for so long.
 
+So it is where a router ends each session as soon as it is up: the wait begins anew only after a session that
+lasted. ExaBGP would begin the next one at once, for ever.
+
+All waits and timers go by a clock that nobody sets: by ExaBGP's, a wall clock set forward ends every session,
+and one set back sends no KEEPALIVE for as long.
+
 An attempt that fails says why, by an event like that of a session's end. ExaBGP takes a refused connection
 for a good one, and says nothing of the others.
+
+A port that can't be listened on, because another program has it, costs the neighbors that are to connect to
+it, and they alone: ExaBGP would not start, or say nothing after a reload. It is tried again ever after.
 
 A reload is carried out at once. ExaBGP 5.0 forgets one that comes while updates wait to be sent, as they do
 for ever while any neighbor is away. It waits for the sake of routes in its configuration; ours has none.
@@ -22,6 +31,9 @@ password is in anything that it logs.
 from __future__ import annotations
 
 import atexit
+import errno
+import json
+import math
 import os
 import re
 import select
@@ -34,9 +46,11 @@ from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 LONGEST_S = 5
+LASTING_S = 10.0
 ATTEMPT_S = 5.0
 MAX_WHY = 200
 REAP_S = 0.5
+LISTEN_S = 2.0
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 SECRET = "md5-password"
 # The line that is wrong is quoted with spaces between its letters.
@@ -48,13 +62,103 @@ NO_ANSWER_MD5 = "no answer to TCP: unreachable, filtered, or it has another MD5 
 def longer(delay: Any) -> None:
     """In place of `Delay.increase`."""
     waited: int = delay._next
-    delay._time = time.time() + waited
+    delay._time = time.monotonic() + waited
     delay._next = min(int(1 + waited * 1.2), LONGEST_S)
+
+
+class Clock:
+    """In place of the module `time`, where ExaBGP measures how long something lasts."""
+
+    @staticmethod
+    def time() -> float:
+        return time.monotonic()
+
+
+def lasting(main: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """In place of `Peer._main`, which is `main`: a session, from when it is up until it ends. It makes the
+    wait for the next one short, which is not to be where it ended soon, and not because we wanted that.
+    """
+
+    def lasting_main(peer: Any) -> Iterator[Any]:
+        waited, began = peer._delay._next, time.monotonic()
+        try:
+            yield from main(peer)
+        finally:
+            if not peer._teardown and time.monotonic() < began + LASTING_S:
+                peer._delay._next = max(peer._delay._next, waited)
+
+    return lasting_main
 
 
 def nothing_pending(_reactor: Any) -> bool:
     """In place of `Reactor._pending_adjribout`."""
     return False
+
+
+def listening(failure: type[Exception]) -> Callable[[Any], bool]:
+    """In place of `Reactor._listen_for_neighbors`, which tells whether all could be listened on.
+    `listener.deaf` is why some can't be, by the neighbor's name. `failure` is what `Listener._listen` raises.
+    """
+
+    def listen(reactor: Any) -> bool:
+        listener = reactor.listener
+        neighbors = {name: one for name, one in reactor.configuration.neighbors.items() if one["listen"]}
+        listener.deaf = {name: deaf(listener, one, failure) for name, one in neighbors.items()}
+        listener.again_at = 0.0  # or nobody would be told: at the start there is no relay yet
+        places = {(ip.top(), reactor._port) for ip in reactor._ips}
+        listener.close_unwanted(places | {(one["md5-ip"].top(), one["listen"]) for one in neighbors.values()})
+        return True
+
+    return listen
+
+
+def listening_again(incoming: Callable[[Any], bool], failure: type[Exception]) -> Callable[[Any], bool]:
+    """In place of `Listener.incoming`, which is `incoming` and called in every turn."""
+
+    def hearing(listener: Any) -> bool:
+        if time.monotonic() >= getattr(listener, "again_at", math.inf):
+            listen_again(listener, failure)
+        return incoming(listener)
+
+    return hearing
+
+
+def listen_again(listener: Any, failure: type[Exception]) -> None:
+    """Where it failed, and tell."""
+    reactor = listener._reactor
+    neighbors = reactor.configuration.neighbors
+    still = {}
+    for name in listener.deaf.keys() & neighbors.keys():
+        reason = listener.deaf[name] and deaf(listener, neighbors[name], failure)
+        tell_deaf(reactor.processes, neighbors[name], reason)
+        if reason:
+            still[name] = reason
+    listener.serving = bool(listener._sockets)
+    listener.deaf = still
+    listener.again_at = time.monotonic() + LISTEN_S if still else math.inf
+
+
+def deaf(listener: Any, neighbor: Any, failure: type[Exception]) -> str:
+    """Why the neighbor can't be waited for; "" where it is, from now on."""
+    address, port = neighbor["md5-ip"], neighbor["listen"]
+    signed = neighbor["md5-password"], neighbor["md5-base64"]
+    try:
+        listener._listen(address, neighbor["peer-address"], port, *signed, neighbor["incoming-ttl"])
+    except failure as error:
+        number = getattr(error.__context__, "errno", None)
+        if number == errno.EADDRINUSE:
+            return f"port {port} of {address} is taken by another program"
+        return f"can't listen on port {port} of {address}: {os.strerror(number) if number else error}"
+    return ""
+
+
+def tell_deaf(processes: Any, neighbor: Any, reason: str) -> None:
+    """An event of our own."""
+    about = {"address": {"peer": str(neighbor["peer-address"])}, "reason": reason}
+    event = json.dumps({"exabgp": "5", "type": "listening", "neighbor": about})
+    for name in neighbor.api["neighbor-changes"]:
+        if name in processes._process:
+            processes.write(name, event)
 
 
 def attempting(failure: type[Exception]) -> Callable[[Any], Iterator[bool]]:
@@ -173,6 +277,12 @@ def without_passwords(text: str) -> str:
     return _SECRET_LINE.sub(f"{SECRET} (not shown)", text)
 
 
+def replace_clock(module: Any) -> None:
+    if module.time not in (time, Clock):
+        raise SystemExit(f"{module.__name__} has another clock: install ExaBGP 5")
+    module.time = Clock
+
+
 def replace(owner: type, name: str, method: Callable[..., Any]) -> None:
     if not callable(getattr(owner, name, None)):
         raise SystemExit(f"this ExaBGP has no {owner.__name__}.{name}: install ExaBGP 5")
@@ -181,22 +291,31 @@ def replace(owner: type, name: str, method: Callable[..., Any]) -> None:
 
 def replace_all() -> None:
     """Everything that is changed."""
+    from exabgp.bgp import timer  # type: ignore[import-untyped]
     from exabgp.bgp.fsm import FSM  # type: ignore[import-untyped]
     from exabgp.logger import log  # type: ignore[import-untyped]
+    from exabgp.reactor import delay  # type: ignore[import-untyped]
     from exabgp.reactor.api.processes import ProcessError, Processes  # type: ignore[import-untyped]
     from exabgp.reactor.delay import Delay  # type: ignore[import-untyped]
+    from exabgp.reactor.listener import Listener  # type: ignore[import-untyped]
     from exabgp.reactor.loop import Reactor  # type: ignore[import-untyped]
-    from exabgp.reactor.network.error import NotConnected  # type: ignore[import-untyped]
+    from exabgp.reactor.network.error import NetworkError, NotConnected  # type: ignore[import-untyped]
     from exabgp.reactor.network.outgoing import Outgoing  # type: ignore[import-untyped]
     from exabgp.reactor.peer import Peer  # type: ignore[import-untyped]
 
+    replace_clock(delay)
+    replace_clock(timer)
     replace(Delay, "increase", longer)
     replace(Reactor, "_pending_adjribout", nothing_pending)
+    replace(Reactor, "_listen_for_neighbors", listening(NetworkError))
+    replace(Listener, "_listen", Listener._listen)
+    replace(Listener, "incoming", listening_again(Listener.incoming, NetworkError))
     replace(Outgoing, "_connect", Outgoing._connect)
     replace(Outgoing, "establish", attempting(NotConnected))
     replace(Processes, "_handle_problem", respawning(Processes._handle_problem, ProcessError))
     replace(Processes, "write", telling(Processes.write, ProcessError))
     replace(log, "logger", discreet(log.logger))
+    replace(Peer, "_main", lasting(Peer._main))
     replace(Peer, "_close", explaining(Peer._close, (FSM.IDLE, FSM.ACTIVE), ProcessError))
 
 

@@ -34,6 +34,7 @@ _RELAY = "relay"
 _MAX_TTL = 255
 _GRACEFUL_SHUTDOWN = (65535, 0)
 _BFD_DOWN = 10
+_LOCAL = re.compile(r"^neighbor ([0-9a-f.:]+) {(?:\n  .*)*?\n  local-address ([0-9a-f.:]+);$", re.MULTILINE)
 _WORD = re.compile(r"[A-Za-z0-9_./:@%+=,-]+")
 
 
@@ -80,6 +81,19 @@ def configuration(sessions: Sequence[Session], router_id: IPv4Address, relay: Se
 def reloadable(before: str, relay: Sequence[str]) -> bool:
     """Whether an ExaBGP of the configuration `before` can take another one over: the relay is the same."""
     return before.startswith(_process(relay))
+
+
+def local_addresses(written: str) -> dict[IPAddress, IPAddress]:
+    """Those of a configuration that `configuration` made, by neighbor; of another, none."""
+    try:
+        return {ip_address(peer): ip_address(local) for peer, local in _LOCAL.findall(written)}
+    except ValueError:
+        return {}
+
+
+def holds(written: str, session: Session, router_id: IPv4Address) -> bool:
+    """Whether the session is in the configuration, without a change."""
+    return f"\n{_neighbor(session, router_id)}\n" in written
 
 
 def _process(relay: Sequence[str]) -> str:
@@ -237,6 +251,19 @@ def parse_event(event: Mapping[str, Any]) -> tuple[IPAddress, SessionState, str]
         neighbor = event["neighbor"]
         why = str(neighbor.get("reason", ""))
         return ip_address(neighbor["address"]["peer"]), _STATES[neighbor["state"]], why
+    except (KeyError, TypeError, ValueError) as error:
+        raise RhiError(f"ExaBGP sent an event that can't be understood: {error!r}") from error
+
+
+def parse_listening(event: Mapping[str, Any]) -> tuple[IPAddress, str] | None:
+    """A neighbor that is to connect to us, and why it can't: nobody listens there, "" if somebody does. None
+    for another event. It isn't one of ExaBGP's own (exabgp_main.py).
+    """
+    if event.get("type") != "listening":
+        return None
+    try:
+        neighbor = event["neighbor"]
+        return ip_address(neighbor["address"]["peer"]), str(neighbor["reason"])
     except (KeyError, TypeError, ValueError) as error:
         raise RhiError(f"ExaBGP sent an event that can't be understood: {error!r}") from error
 

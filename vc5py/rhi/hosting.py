@@ -3,9 +3,9 @@
 Must not know: routes, neighbors, what is in a configuration beyond whether it can be taken over by a reload.
 
 Invariants: there is at most one ExaBGP of a state directory. One that can be made into what is wanted without
-an end of its sessions is never replaced. One that is adopted reads its configuration again: a director may
-have died after it wrote that. Cancelled at any moment, no connection stays behind that would keep the relay's
-next director out.
+an end of its sessions is never replaced, nor is one while what another would need can't be written. One that
+is adopted reads its configuration again: a director may have died after it wrote that. Cancelled at any
+moment, no connection stays behind that would keep the relay's next director out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from vc5py.errors import RhiError
 from vc5py.offspring import Offspring
 from vc5py.rhi import child, grammar, relay
 from vc5py.rhi.child import StateFiles
-from vc5py.rhi.link import Link, LinkLostError
+from vc5py.rhi.link import HELLO_S, Link, LinkLostError, NoAnswerError, RelayHangsError, inquiry
 
 log = logging.getLogger(__name__)
 
 START_S = 15.0
 _POLL_S = 0.05
-# A relay that died is replaced by ExaBGP within this time, else ExaBGP is replaced.
+# A relay that died is replaced by ExaBGP within this time. One that lives and says nothing for so long is
+# killed; where that doesn't help, ExaBGP is replaced.
 _RELAY_S = 5.0
 _TURNS = 3
 
@@ -42,6 +44,7 @@ class Host:
         self._place = self._files.place()
         self._on_event = on_event
         self._exabgp = child.program()
+        self._behind = ""
         self._files.prepare()
 
     @property
@@ -55,6 +58,8 @@ class Host:
         former = self._place.find()
         if former is not None:
             link = await self._connect_while_alive(former, _RELAY_S)
+            if link is None and self._end_relay():
+                link = await self._connect_while_alive(former, _RELAY_S)
             if link is not None and await self._adopt(link, text, hold_s):
                 return link
         await self.stop()
@@ -64,21 +69,47 @@ class Host:
         """Whether there is an ExaBGP of ours already."""
         return self._place.find() is not None
 
+    def former_configuration(self) -> str | None:
+        """That of an ExaBGP of ours that is there already."""
+        return self._files.written_configuration() if self.former_lives() else None
+
+    def inquiry(self) -> AbstractContextManager[Callable[[str], list[str]]]:
+        """Asks it, before there is anything else to do (link.py)."""
+        return inquiry(self._files.socket)
+
     async def reconfigure(self, link: Link, text: str, hold_s: float) -> bool:
         """Have the living ExaBGP take over another configuration; whether it can. Sessions with neighbors
         that don't change stay up.
 
         By a command, not by the signal: that would end an ExaBGP which doesn't heed it yet, and may be lost.
+        Where it can't be written, a living ExaBGP goes on with what it has (`is_behind`).
         """
-        written = self._files.written_configuration()
-        if written is None or not grammar.reloadable(written, self.relay_command):
+        before = self._files.written_configuration()
+        if before is None:
             return False
-        self._files.write(text, hold_s)
+        self._write_if_possible(text, hold_s)
+        if not grammar.reloadable(before, self.relay_command):
+            return self.is_behind
         await link.command(grammar.RELOAD)
         for _ in range(_TURNS):  # it reads the file between two turns
             await link.command(grammar.NOTHING)
-        log.info("exabgp reconfigured pid=%d", link.exabgp)
+        if not self.is_behind:
+            log.info("exabgp reconfigured pid=%d", link.exabgp)
         return True
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether ExaBGP has another configuration than it should, because that couldn't be written."""
+        return bool(self._behind)
+
+    def _write_if_possible(self, text: str, hold_s: float) -> None:
+        behind, self._behind = self._behind, ""
+        try:
+            self._files.write(text, hold_s)
+        except RhiError as error:
+            self._behind = str(error)
+        if self._behind and self._behind != behind:
+            log.error("exabgp goes on with its former configuration reason=%s", self._behind)
 
     async def connect(self) -> Link | None:
         """To whatever ExaBGP there is; None where there is none."""
@@ -94,12 +125,31 @@ class Host:
             await exabgp.stop()
             log.info("exabgp stopped pid=%d", exabgp.pid)
 
+    async def mend(self, error: Exception) -> None:
+        """Whoever hangs by this is ended: the relay alone, if it's that; no session ends with it."""
+        if isinstance(error, RelayHangsError):
+            self._end_relay()
+        elif isinstance(error, NoAnswerError):
+            await self.stop()
+
+    def _end_relay(self) -> bool:
+        """Kill the relay; ExaBGP starts another. Whether there was one."""
+        exabgp = self._place.find()
+        relays = child.relays(exabgp.pid) if exabgp is not None else []
+        for one in relays:
+            one.kill()
+            log.warning("relay killed pid=%d reason=hangs", one.pid)
+        return bool(relays)
+
     def trim_log(self) -> None:
         child.trim(self._place.log)
 
     def remove_files(self) -> None:
-        self._files.remove()
-        self._place.clear()
+        try:
+            self._files.remove()
+            self._place.clear()
+        except OSError as error:
+            log.warning("rhi files left behind reason=%s", error)
 
     async def _adopt(self, link: Link, text: str, hold_s: float) -> bool:
         """Make a former director's ExaBGP ours; where it can't be, the connection is closed."""
@@ -124,10 +174,13 @@ class Host:
         return link
 
     async def _connect_while_alive(self, exabgp: Offspring, timeout_s: float) -> Link | None:
-        """Wait for the relay of this ExaBGP; None when time is over or ExaBGP ends."""
+        """Wait for the relay of this ExaBGP; None when time is over or ExaBGP ends. Of a time in which this
+        process was stopped no more counts than one attempt takes.
+        """
         clock = asyncio.get_running_loop().time
-        end = clock() + timeout_s
-        while clock() < end:
+        left_s = timeout_s
+        while left_s > 0:
+            began = clock()
             link = await self.connect()
             if link is not None and link.exabgp == exabgp.pid:
                 return link
@@ -135,4 +188,5 @@ class Host:
                 await link.close()
             if await exabgp.wait_gone(_POLL_S):
                 return None
+            left_s -= min(clock() - began, HELLO_S)
         return None

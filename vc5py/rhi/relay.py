@@ -4,15 +4,24 @@ ExaBGP starts this file as its API helper, with the standard library only and ap
 imports of it), so that it starts in milliseconds and an upgrade can't break it. It listens on a Unix
 stream socket for one director at a time and must not know what routes mean: it passes commands.
 
-    director -> relay   {"command": "announce route ..."}
-    relay -> director   {"relay": 1, "exabgp": <pid>}            once, on connecting; or {"busy": true}
+    director -> relay   {"command": "announce route ...", "parts": true}
+                        {"command": ..., "asks": true}           by somebody who only wants to know
+                        {"alive": true}                          a sign of life, every SIGN_S
+    relay -> director   {"relay": 1, "exabgp": <pid>, "parts": true, "signs": true}  first; or {"busy": true}
                         {"answer": "done" | "error", "lines": [...]}   one per command, in order
+                        {"lines": [...]}                 before it: the beginning of a long one, where
+                                                         the director takes it in parts
                         {"event": {...}}                         ExaBGP's own JSON, at any time
+                        {"alive": true}                          to each sign, at once
 
 Invariants. Commands go to ExaBGP one at a time, each after the answer to the one before. Never a route
-without an owner: once there has been no director for `hold` seconds, everything is withdrawn and ExaBGP
-ended, by force if need be. That time goes on when the relay is killed and ExaBGP starts another (`Memory`).
-When ExaBGP goes, the relay goes. The socket file is replaced, never removed: it may be that of a successor.
+without an owner: `hold` seconds after the last sign of life of the director in charge everything is
+withdrawn and ExaBGP ended, by force if need be. In charge is who has commanded or given a sign, not who has
+merely connected. Dying is a last sign; a director that hangs keeps its connection and gives none. Of its
+silence only time counts in which the relay itself ran, for the whole machine may have been stopped; and
+LEAST_SILENCE_S are allowed in any case. One of an earlier version is believed as long as it is connected.
+The time without a director goes on when the relay is killed and ExaBGP starts another (`Memory`). When ExaBGP
+goes, the relay goes. The socket file is replaced, never removed: it may be that of a successor.
 """
 
 from __future__ import annotations
@@ -33,6 +42,12 @@ from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1
+SIGN_S = 1.0
+# How often it is looked at the director's silence. Twice that is the most that counts between two looks.
+LOOK_S = 0.5
+LEAST_SILENCE_S = 3.0
+# The hold of a director that dies counts from its death if it has given a sign since then.
+RECENT_S = 2 * SIGN_S
 # Beside the socket: a file with the seconds to hold the routes, which a director may rewrite at any time.
 HOLD_SUFFIX = ".hold"
 # And a file with what a relay leaves to the next one of the same ExaBGP.
@@ -45,6 +60,8 @@ TERMINATE_S = 2.0
 MAX_REQUEST = 1 << 16
 MAX_COMMAND = 4096
 MAX_BACKLOG = 1 << 23
+# An answer of more bytes is passed on in parts: the whole of it may be more than the backlog.
+MAX_PART = 1 << 18
 # After the withdrawal, harmless commands: ExaBGP sends a share of its updates before it answers each one.
 FAREWELL = ("clear adj-rib out", *("version",) * 4)
 
@@ -53,12 +70,17 @@ SYNCHRONISE = "reset\nversion\n"
 
 
 class Director:
-    """One connection to a director: bytes in, lines out, a bounded backlog of bytes to send."""
+    """One connection to a director: bytes in, lines out, a bounded backlog of bytes to send. `in_charge`:
+    whether the routes are its. Those of earlier versions take answers as a whole, and give no signs of life.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
+        self.in_charge = False
+        self.signs = False
         self._incoming = b""
+        self.takes_parts = False
         self.backlog = bytearray()
 
     def receive(self) -> list[bytes] | None:
@@ -91,8 +113,8 @@ class Director:
 class Memory:
     """What the next relay goes on with if this one is killed. Only one of the same ExaBGP believes it.
 
-    `since`: from when on the hold counts, by the clock of `now`; None: a director is here. `director`: the
-    identity of the process that is here, or was when a relay was killed; "" for none.
+    `since`: from when on the hold counts, by the clock of `now`; None: a director is in charge. `director`:
+    the identity of the process that is, or was when a relay was killed; "" for none.
     """
 
     def __init__(self, file: Path, exabgp: int) -> None:
@@ -126,8 +148,9 @@ class Memory:
 
 
 class Relay:
-    """The event loop. `_deadline` is when this phase of being alone ends; None while a director is here.
+    """The event loop. `_deadline` is when this phase of being alone ends; None while a director is in charge.
     `_since`: from when on the hold counts. `_expected`: a pidfd of the director that is to connect again.
+    `_silence`: how long the director has said nothing.
     """
 
     def __init__(self, path: Path, hold_s: float) -> None:
@@ -143,9 +166,12 @@ class Relay:
         self._queue: deque[tuple[Director | None, str]] = deque()
         self._in_flight: tuple[Director | None, str] | None
         self._lines: list[str] = []
+        self._size = 0
         self._incoming = b""
         self._deadline: float | None = None
         self._expected: int | None = None
+        self._silence = 0.0
+        self._looked = now()
         self._memory = Memory(path.with_suffix(MEMORY_SUFFIX), self._exabgp)
         self._resume()
         os.set_blocking(0, False)
@@ -171,11 +197,19 @@ class Relay:
         return self._hold_s
 
     def _expired(self) -> bool:
-        return self._deadline is not None and now() >= self._deadline
+        if self._deadline is not None:
+            return now() >= self._deadline
+        signs = self._director is not None and self._director.signs
+        return signs and LEAST_SILENCE_S <= self._silence >= self._hold()
 
     def _turn(self) -> None:
-        timeout = None if self._deadline is None else max(0.0, self._deadline - now())
-        for key, _ in self._selector.select(timeout):
+        """What has come while we were stopped is read before anybody judges."""
+        timeout = LOOK_S if self._deadline is None else max(0.0, self._deadline - now())
+        ready = self._selector.select(timeout)
+        moment = now()
+        self._silence += min(moment - self._looked, 2 * LOOK_S)
+        self._looked = moment
+        for key, _ in ready:
             key.data()
 
     # Being alone.
@@ -222,11 +256,8 @@ class Relay:
             connection.close()
             return
         self._director = newcomer
-        self._deadline = None
-        self._forget_expected()
-        self._memory.note(None, identity(peer(connection)))
         self._selector.register(connection, selectors.EVENT_READ, self._from_director)
-        self._tell({"relay": PROTOCOL, "exabgp": self._exabgp})
+        self._tell({"relay": PROTOCOL, "exabgp": self._exabgp, "parts": True, "signs": True})
 
     def _from_director(self) -> None:
         director = self._director
@@ -236,6 +267,7 @@ class Relay:
         if lines is None or not director.flush():
             self._lose_director()
             return
+        self._silence = 0.0
         for line in lines:
             if self._director is director:
                 self._request(director, line)
@@ -243,16 +275,35 @@ class Relay:
         self._next()
 
     def _request(self, director: Director, line: bytes) -> None:
-        """Queue one command. The director is one of ours: what isn't a clean command line ends the talk."""
+        """Queue one command, or heed a sign. The director is one of ours: what isn't clean ends the talk."""
         try:
-            command = json.loads(line)["command"]
+            request = json.loads(line)
+            if request.get("alive"):
+                self._heed_sign(director)
+                return
+            command, asks = request["command"], request.get("asks")
+            director.takes_parts = request.get("parts") is True
             clean = command.isascii() and command.isprintable() and 0 < len(command) <= MAX_COMMAND
         except (ValueError, KeyError, TypeError, AttributeError):
             clean = False
-        if clean:
-            self._queue.append((director, command))
-        else:
+        if not clean:
             self._lose_director()
+            return
+        if not asks:
+            self._take_charge(director)
+        self._queue.append((director, command))
+
+    def _heed_sign(self, director: Director) -> None:
+        director.signs = True
+        self._take_charge(director)
+        self._tell({"alive": True})
+
+    def _take_charge(self, director: Director) -> None:
+        if not director.in_charge:
+            director.in_charge = True
+            self._deadline = None
+            self._forget_expected()
+            self._memory.note(None, identity(peer(director.connection)))
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self._director is None:
@@ -260,6 +311,8 @@ class Relay:
         if self._director.send(message):
             self._watch_backlog()
         else:
+            unread = len(self._director.backlog)
+            print(f"the director has gone, or left {unread} bytes unread", file=sys.stderr)
             self._lose_director()
 
     def _watch_backlog(self) -> None:
@@ -270,14 +323,16 @@ class Relay:
             )
 
     def _lose_director(self) -> None:
-        """The hold begins. What the director had asked for and ExaBGP hasn't been told yet is void."""
-        if self._director is None:
+        """The hold begins where it was in charge, else goes on. What ExaBGP hasn't been told yet is void."""
+        director = self._director
+        if director is None:
             return
-        self._selector.unregister(self._director.connection)
-        self._director.connection.close()
+        self._selector.unregister(director.connection)
+        director.connection.close()
         self._director = None
         self._queue.clear()
-        self._alone(now())
+        if director.in_charge:
+            self._alone(now() - (self._silence if director.signs and self._silence > RECENT_S else 0.0))
 
     # ExaBGP's side.
 
@@ -299,18 +354,29 @@ class Relay:
         elif line in ("done", "error"):
             if self._in_step():
                 self._answered(line)
-            self._lines = []
+            self._lines, self._size = [], 0
         else:
             self._lines.append(line)
+            self._size += len(line)
+            if self._size > MAX_PART and self._synchronised:
+                self._pass_part()
 
     def _in_step(self) -> bool:
         """Whether this answer is ours, and not a late one to a relay that died: see SYNCHRONISE."""
         self._synchronised |= bool(self._lines) and self._lines[-1].startswith("exabgp ")
         return self._synchronised
 
-    def _answered(self, answer: str) -> None:
+    def _pass_part(self) -> None:
+        """Of an answer for somebody who has gone, nothing is kept."""
         asker, _ = self._in_flight or (None, "")
-        self._in_flight = None
+        if asker is None or asker is not self._director:
+            self._lines, self._size = [], 0
+        elif asker.takes_parts:
+            lines, self._lines, self._size = self._lines, [], 0
+            self._tell({"lines": lines})
+
+    def _answered(self, answer: str) -> None:
+        (asker, _), self._in_flight = self._in_flight or (None, ""), None
         if asker is not None and asker is self._director:
             self._tell({"answer": answer, "lines": self._lines})
         self._next()
@@ -326,6 +392,7 @@ class Relay:
         """Withdraw everything, for at most FAREWELL_S; nobody can adopt these routes any more."""
         self._selector.unregister(self._listener)
         self._listener.close()
+        self._lose_director()
         self._forget_expected()
         self._deadline = now() + FAREWELL_S
         self._queue.extend((None, command) for command in FAREWELL)

@@ -70,12 +70,29 @@ def resolve(
     sessions: list[Session] = []
     missing: dict[IPAddress, str] = {}
     for neighbor in config.neighbors:
-        password = passwords[neighbor.password] if neighbor.password is not None else None
+        password = _password(neighbor, passwords)
         try:
             sessions.append(_session(neighbor, machine, password, former.get(neighbor)))
         except RhiError as error:
             missing[neighbor.address] = str(error)
     return Resolved(tuple(sessions), missing)
+
+
+def supposed(
+    config: RhiConfig, machine: Machine, passwords: Passwords, places: Mapping[IPAddress, IPAddress]
+) -> tuple[Session, ...]:
+    """The sessions of neighbors in `places`, as they would be with these addresses of ours; of none for which
+    another is given.
+    """
+    return tuple(
+        Session(neighbor, local, _next_hops(neighbor, machine, local), _password(neighbor, passwords))
+        for neighbor in config.neighbors
+        if (local := places.get(neighbor.address)) and _given(neighbor, machine) in (None, local)
+    )
+
+
+def _password(neighbor: Neighbor, passwords: Passwords) -> bytes | None:
+    return passwords[neighbor.password] if neighbor.password is not None else None
 
 
 def _session(neighbor: Neighbor, machine: Machine, password: bytes | None, former: Session | None) -> Session:
@@ -87,20 +104,23 @@ def _session(neighbor: Neighbor, machine: Machine, password: bytes | None, forme
         if former is None:
             raise
         local = former.local_address
-    if neighbor.passive:
+    if neighbor.passive and former is None:
         _check_ours(local)
     return Session(neighbor, local, _next_hops(neighbor, machine, local), password)
 
 
 def _local_address(neighbor: Neighbor, machine: Machine) -> IPAddress:
-    for address in (neighbor.source, machine.address):
-        if address is not None and address.version == neighbor.address.version:
-            return address
-    return source_address(neighbor.address, neighbor.port)
+    return _given(neighbor, machine) or source_address(neighbor.address, neighbor.port)
+
+
+def _given(neighbor: Neighbor, machine: Machine) -> IPAddress | None:
+    """Not the kernel's choice."""
+    addresses = (neighbor.source, machine.address)
+    return next((one for one in addresses if one and one.version == neighbor.address.version), None)
 
 
 def _check_ours(address: IPAddress) -> None:
-    """RhiError where nobody can wait for a connection on it; an ExaBGP that is to doesn't start at all."""
+    """RhiError where nobody can wait for a connection on it."""
     try:
         with socket.socket(_FAMILIES[address.version], socket.SOCK_STREAM) as probe:
             probe.bind((str(address), 0))

@@ -7,9 +7,10 @@ The desired routes are a value that `set_routes` replaces; `run` alone talks to 
 equal to it, again and again: after each change, after each reconnection, and every CHECK_S seconds from
 what ExaBGP says it has.
 
-Invariants. Routes outlive the director by at most `hold_s`, never an ExaBGP. Until the first `set_routes`,
-routes adopted from a former director stay as they are, for `hold_s` at most: "not decided yet" must not
-look like "nothing wanted". `announced` is what ExaBGP accepted for every neighbor, not what was wished.
+Invariants. Routes outlive the director's last sign of life by at most `hold_s` and a second (relay.py), never
+an ExaBGP. Until the first `set_routes`, routes adopted from a former director stay as they are, for `hold_s`
+at most: "not decided yet" must not look like "nothing wanted". `announced` is what ExaBGP accepted for every
+neighbor, not what was wished.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from vc5py.core import rib
@@ -30,21 +29,26 @@ from vc5py.core.rib import Route, RouteAction, RouteChange
 from vc5py.errors import RhiError
 from vc5py.model import IPAddress, Neighbor, RhiConfig
 from vc5py.offspring import Supervision
-from vc5py.rhi import grammar, sessions, signatures, standing
+from vc5py.rhi import grammar, sessions
 from vc5py.rhi.grammar import SessionState as SessionState
 from vc5py.rhi.hosting import Host
-from vc5py.rhi.link import CommandRefusedError, Link, LinkLostError, NoAnswerError, RelayBusyError
+from vc5py.rhi.link import CommandRefusedError, Link, LinkLostError, RelayBusyError
 from vc5py.rhi.sessions import Machine as Machine
-from vc5py.rhi.sessions import Resolved
+from vc5py.rhi.sessions import Resolved, Session
+from vc5py.rhi.standing import Book
 from vc5py.rhi.standing import Standing as Standing
 
 log = logging.getLogger(__name__)
 
 CHECK_S = 30.0
+# Nothing can be said to ExaBGP while it shows its routes, so with many of them it is asked less often: it has
+# so many times as long for the rest.
+_REST = 20
+_SLICE = 500
 # ExaBGP takes about a millisecond for a command: so long it may take, and so much longer for every route.
 FLUSH_S = 2.0
 ROUTE_S = 0.003
-# An address of ours that a session lacks is looked for again.
+# An address of ours that a session lacks is looked for again, and ExaBGP asked whether it is there.
 LOOK_S = 5.0
 RETRY_MIN_S = 0.25
 RETRY_MAX_S = 30.0
@@ -71,8 +75,8 @@ class Speaker:
         self._host = Host(state_dir, self._event)
         self._on_session = on_session
         self._resolved = Resolved()
-        self._standing = dict.fromkeys(config.peers, standing.fresh())
-        self._heard = False  # whether ExaBGP says how it is with its sessions
+        self._book = Book(config.peers, self._session_changed)
+        self._heard_of: set[IPAddress] = set()
         self._reconfigured = False
         self._desired: frozenset[IPAddress] | None = None
         self._unreachable: frozenset[IPAddress] = frozenset()
@@ -97,8 +101,17 @@ class Speaker:
             self._changed()
 
     def keeps_routes(self) -> bool:
-        """Whether an ExaBGP lives that a former director has told routes."""
-        return self._host.former_lives()
+        """Whether a router knows routes by a former director's ExaBGP. All of this process waits for the
+        answer, for a moment; without one it is supposed.
+        """
+        if not self._host.former_lives():
+            return False
+        try:
+            with self._host.inquiry() as ask:
+                return _has_told(ask)
+        except (RhiError, OSError, ValueError) as error:
+            log.warning("rhi routes supposed to be known reason=%s", error)
+            return True
 
     def set_reachable(self, neighbor: IPAddress, reachable: bool) -> None:
         """What somebody else (BFD) knows of a neighbor. One that can't be reached is told no routes, and its
@@ -118,8 +131,7 @@ class Speaker:
         if (config, passwords) == (self._config, self._passwords):
             return
         self._config, self._passwords = config, passwords
-        fresh = standing.fresh()
-        self._standing = {peer: self._standing.get(peer, fresh) for peer in config.peers}
+        self._book.keep(config.peers)
         self._reconfigured = True
         self._changed()
 
@@ -131,24 +143,11 @@ class Speaker:
 
     def sessions(self) -> Mapping[IPAddress, SessionState]:
         """The state of the session with every configured neighbor."""
-        return MappingProxyType({peer: one.state for peer, one in self._standing.items()})
+        return self._book.states()
 
     def standings(self) -> Mapping[Neighbor, Standing]:
         """Everything to know of every configured neighbor."""
-        routes = Counter(neighbor for neighbor, _ in self._told)
-        dropped = signatures.dropped()
-
-        def standing(neighbor: Neighbor) -> Standing:
-            one = self._standing[neighbor.address]
-            if one.state is SessionState.ESTABLISHED:
-                return replace(one, routes=routes[neighbor.address])
-            is_missing = neighbor.address in self._resolved.missing
-            if not neighbor.passive or is_missing or not self._heard:
-                return one
-            hint = signatures.hint(neighbor, one.dropped, dropped)
-            return replace(one, why=f"{one.why}; {hint}" if one.why else hint)
-
-        return MappingProxyType({neighbor: standing(neighbor) for neighbor in self._config.neighbors})
+        return self._book.shown(self._config.neighbors, Counter(neighbor for neighbor, _ in self._told))
 
     def announced(self) -> frozenset[IPAddress]:
         """The VIPs whose routes ExaBGP has, for all neighbors that are to know of them: sent to those whose
@@ -156,6 +155,12 @@ class Speaker:
         """
         vips = frozenset(vip for _, vip in self._told)
         return rib.complete(self._told, self._wanted(vips))
+
+    def told(self) -> Mapping[IPAddress, int]:
+        """How many neighbors know of each VIP now: told of it in a session that is established."""
+        states = self.sessions()
+        up = (vip for peer, vip in self._told if states.get(peer) is SessionState.ESTABLISHED)
+        return Counter(up)
 
     # Life
 
@@ -230,8 +235,7 @@ class Speaker:
             await self._serve()
         except (RhiError, OSError) as error:
             self._forget("" if self._host.former_lives() else str(error))
-            if isinstance(error, NoAnswerError):
-                await self._host.stop()
+            await self._host.mend(error)
             raise
 
     def _patience(self) -> float:
@@ -267,19 +271,23 @@ class Speaker:
         that lack an address of ours are left out.
         """
         self._reconfigured = False
-        before, self._resolved = self._resolved, self._resolved_now()
-        for peer in (before.missing.keys() - self._resolved.missing.keys()) & self._standing.keys():
-            self._standing[peer] = replace(self._standing[peer], why="")
-        self._show_missing()
-        router_id = self._config.router_id or self._machine.router_id
-        return grammar.configuration(self._resolved.sessions, router_id, self._host.relay_command)
+        self._resolved = self._resolved_now()
+        self._book.lack(self._resolved.missing)
+        return grammar.configuration(self._resolved.sessions, self._router_id(), self._host.relay_command)
 
     def _resolved_now(self) -> Resolved:
-        return sessions.resolve(self._config, self._machine, self._passwords, self._resolved.sessions)
+        before = self._resolved.sessions or self._former_sessions()
+        return sessions.resolve(self._config, self._machine, self._passwords, before)
 
-    def _show_missing(self) -> None:
-        for peer, why in self._resolved.missing.items():
-            self._set_session(peer, SessionState.DOWN, why)
+    def _former_sessions(self) -> tuple[Session, ...]:
+        """Those that a former director's ExaBGP has, of neighbors without a change since."""
+        written = self._host.former_configuration() or ""
+        places = grammar.local_addresses(written)
+        supposed = sessions.supposed(self._config, self._machine, self._passwords, places)
+        return tuple(one for one in supposed if grammar.holds(written, one, self._router_id()))
+
+    def _router_id(self) -> IPv4Address:
+        return self._config.router_id or self._machine.router_id
 
     def _look_for_missing(self) -> None:
         missing = self._resolved.missing.keys()
@@ -293,9 +301,10 @@ class Speaker:
         undecided_until = clock() + self._config.hold_s
         while True:
             await self._observe_sessions(link)
+            began = clock()
             await self._observe_routes(link)
             self._host.trim_log()
-            check_at = clock() + CHECK_S
+            check_at = clock() + max(CHECK_S, _REST * (clock() - began))
             while (left_s := check_at - clock()) > 0 and not self._reconfigured:
                 if self._desired is None and clock() >= undecided_until:
                     log.warning(
@@ -306,9 +315,10 @@ class Speaker:
                 await self._converge(link)
                 if self._desired is None:
                     left_s = min(left_s, max(0.0, undecided_until - clock()))
-                await self._wait_for_change(min(left_s, LOOK_S) if self._resolved.missing else left_s)
+                if not await self._wait_for_change(min(left_s, LOOK_S)):
+                    await link.command(grammar.NOTHING)  # one that hangs is found out by that
                 self._look_for_missing()
-            if self._reconfigured:
+            if self._reconfigured or self._host.is_behind:
                 await self._reload(link)
 
     async def _reload(self, link: Link) -> None:
@@ -316,12 +326,13 @@ class Speaker:
             await self._host.stop()
             raise LinkLostError("ExaBGP begins anew with another relay")
 
-    async def _wait_for_change(self, timeout_s: float) -> None:
+    async def _wait_for_change(self, timeout_s: float) -> bool:
+        """Whether something has changed within the time."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._wake.wait()
+                return await self._wake.wait()
         except TimeoutError:
-            pass
+            return False
 
     async def _converge(self, link: Link) -> None:
         """Carry out the difference, and begin anew as soon as what is desired changes meanwhile."""
@@ -408,22 +419,27 @@ class Speaker:
 
     async def _observe_sessions(self, link: Link) -> Mapping[IPAddress, int]:
         """Update the sessions' states; the UPDATE messages sent, by established peer."""
+        self._heard_of.clear()
         statuses = grammar.parse_neighbors(await link.command(grammar.SHOW_NEIGHBORS))
-        ours = {session.neighbor.address for session in self._resolved.sessions}
+        # An event that came meanwhile may be news to the answer; never the other way round.
+        ours = {session.neighbor.address for session in self._resolved.sessions} - self._heard_of
         for status in statuses:
             if status.address in ours:
-                self._set_session(status.address, status.state)
+                self._book.note(status.address, status.state)
         for peer in ours - {one.address for one in statuses}:
-            self._set_session(peer, SessionState.DOWN, _UNKNOWN)
-        self._show_missing()
-        self._heard = True
+            self._book.note(peer, SessionState.DOWN, _UNKNOWN)
+        self._book.hear()
         return {s.address: s.updates_sent for s in statuses if s.state is SessionState.ESTABLISHED}
 
     async def _observe_routes(self, link: Link) -> None:
         """Believe what ExaBGP has, not what we told it. Of routes that aren't ours it isn't known what was
         said, so they are announced again.
         """
-        observed = grammar.parse_routes(await link.command(grammar.SHOW_ROUTES))
+        observed: dict[Route, str] = {}
+        lines = await link.command(grammar.SHOW_ROUTES)
+        for start in range(0, len(lines), _SLICE):  # others have their turn between
+            observed |= grammar.parse_routes(lines[start : start + _SLICE])
+            await asyncio.sleep(0)
         if observed.keys() != self._told.keys():
             log.info("routes observed=%d expected=%d", len(observed), len(self._told))
         self._told = {route: self._told.get(route, said) for route, said in observed.items()}
@@ -432,26 +448,14 @@ class Speaker:
     # Sessions
 
     def _event(self, event: Mapping[str, Any]) -> None:
-        news = grammar.parse_event(event)
-        if news is not None:
-            self._set_session(*news)
+        if news := grammar.parse_event(event):
+            self._heard_of.add(news[0])
+            self._book.note(*news)
+        elif heard := grammar.parse_listening(event):
+            self._book.note_listening(*heard)
 
-    def _set_session(self, peer: IPAddress, state: SessionState, why: str = "") -> None:
-        before = self._standing.get(peer)
-        if before is None:
-            return  # a peer that isn't ours
-        up = state is SessionState.ESTABLISHED
-        notable = SessionState.ESTABLISHED in (state, before.state)  # attempts repeat for ever
-        if why and why != before.why and not notable:
-            log.info("session not up peer=%s why=%r", peer, why)
-        after = replace(before, state=state, why="" if up else why or before.why)
-        if state is not before.state and notable:
-            after = replace(after, since=time.time(), dropped=signatures.dropped())
-            log.info("session %s peer=%s why=%r", state, peer, after.why)
-        self._standing[peer] = after
-        if state is before.state:
-            return
-        if up:
+    def _session_changed(self, peer: IPAddress, state: SessionState) -> None:
+        if state is SessionState.ESTABLISHED:
             self._wake.set()
         else:
             self._complete -= {peer}
@@ -459,14 +463,9 @@ class Speaker:
             self._on_session(peer, state)
 
     def _forget(self, why: str = "") -> None:
-        """Nobody can say any more what the routers know. `why` there is nobody, and so no session can begin;
-        of one that has been up it tells nothing.
-        """
-        self._heard = False
+        """Nobody can say any more what the routers know, and `why`."""
         self._told, self._refused, self._replaced = {}, frozenset(), frozenset()
-        for peer in self._config.peers:
-            was_up = self._standing[peer].state is SessionState.ESTABLISHED
-            self._set_session(peer, SessionState.DOWN, "" if was_up else why)
+        self._book.forget(why)
 
 
 def patience_s(routes: int) -> float:
@@ -476,6 +475,13 @@ def patience_s(routes: int) -> float:
 
 _UNKNOWN = "ExaBGP doesn't know this neighbor: it refused its configuration, see its log"
 _DONE = {RouteAction.ANNOUNCE: "announced", RouteAction.WITHDRAW: "withdrawn"}
+
+
+def _has_told(ask: Callable[[str], list[str]]) -> bool:
+    """Whether there is a route for somebody whose session is established."""
+    neighbors = grammar.parse_neighbors(ask(grammar.SHOW_NEIGHBORS))
+    up = {one.address for one in neighbors if one.state is SessionState.ESTABLISHED}
+    return bool(up) and any(peer in up for peer, _ in grammar.parse_routes(ask(grammar.SHOW_ROUTES)))
 
 
 async def _try(link: Link, command: str) -> bool:
