@@ -79,11 +79,11 @@ run_tests() {
 		which=(-m "long or not long")
 		shift
 	fi
+	[ "$(id -u)" = 0 ] || die "the tests load programs into the kernel and make namespaces: run them as root"
 	cd "$here"
 	need_packages "${run_packages[@]}" "${lab_packages[@]}" "${test_packages[@]}"
 	need_venv test
 	need_bpffs
-	[ "$(id -u)" = 0 ] || die "the tests load programs into the kernel and make namespaces: run them as root"
 	"$venv/bin/ruff" check .
 	"$venv/bin/ruff" format --check .
 	"$venv/bin/mypy"

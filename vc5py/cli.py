@@ -7,13 +7,19 @@ what is printed any more (as of a shell whose command died of SIGPIPE).
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
+import re
 import select
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 import vc5py
 from vc5py import lab, loading
@@ -24,12 +30,25 @@ from vc5py.errors import ConfigError, Vc5Error
 
 _DEFAULT_CONFIG = Path("vc5.yaml")
 _BROKEN_PIPE = 141
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger("vc5py.cli")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says of a word that is none of the choices which one may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message):
+            close = get_close_matches(wrong[1], re.findall(r"'([^']*)'", wrong[2]), n=1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vc5py", description="Layer-4 load balancer: XDP, DSR and BGP.")
+    parser: argparse.ArgumentParser = _Parser(
+        prog="vc5py", description="Layer-4 load balancer: XDP, DSR and BGP."
+    )
     parser.add_argument("--version", action="version", version=f"vc5py {vc5py.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
@@ -85,12 +104,26 @@ def _must_be_own(given: IPv4Address, interfaces: Sequence[str]) -> None:
     own = own_addresses()
     if not own or given in own:
         return
-    has = [f"{name} has {first_address(name) or 'none'}" for name in interfaces]
+    has = [_says(name) for name in interfaces]
     raise Vc5Error(f"--address {given}: no interface of this machine has it; {', '.join(has)}")
+
+
+def _says(name: str) -> str:
+    if name not in (there for _, there in socket.if_nameindex()):
+        return f"there is no interface {name}"
+    return f"{name} has {first_address(name) or 'none'}"
+
+
+def _must_be_allowed() -> None:
+    """Vc5Error for somebody without any capability: the kernel's words would be about a program of ours."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    if re.search(r"^CapEff:\s+0+$", status, re.MULTILINE):
+        raise Vc5Error("run needs root, or some capabilities: see 'Privileges' in docs/operations.md")
 
 
 def _run(args: argparse.Namespace) -> int:
     interfaces = tuple(dict.fromkeys(args.interfaces))
+    _must_be_allowed()
     if args.address is not None:
         _must_be_own(args.address, interfaces)
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
@@ -133,10 +166,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         unread = _unread()
         if not unread:
             raise  # it was another pipe, which is no reason to be quiet
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        for stream in unread:
-            os.dup2(nothing, stream)
+        _silence(unread)
         return _BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None or _is_run(argv):
+            raise  # not about what is printed
+        _silence(_stuck())
+        with suppress(OSError):
+            print(f"vc5py: can't write what is to be printed: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _is_run(argv: Sequence[str] | None) -> bool:
+    """It prints nothing, and writes much else."""
+    return list(sys.argv[1:] if argv is None else argv)[:1] == ["run"]
+
+
+def _silence(streams: Sequence[int]) -> None:
+    """What is still to be written to them, at the very end too, goes nowhere."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nothing, stream)
 
 
 def _unread() -> list[int]:
@@ -145,6 +195,20 @@ def _unread() -> list[int]:
     for stream in (1, 2):
         poll.register(stream, 0)
     return [stream for stream, _ in poll.poll(0)]
+
+
+def _stuck() -> list[int]:
+    """The descriptors of standard output and error that have something left for which there is no room."""
+    return [number for number, stream in ((1, sys.stdout), (2, sys.stderr)) if not _flushes(stream)]
+
+
+def _flushes(stream: TextIO | None) -> bool:
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _carried_out(argv: Sequence[str] | None) -> int:

@@ -15,6 +15,7 @@ from vc5py.model import Secret
 
 MIN_SECRET = 16
 MAX_KEYS = 2
+_SPACE, _DELETE = 0x20, 0x7F
 MAX_PASSWORD = 80
 """TCP_MD5SIG_MAXKEYLEN, tcp(7)."""
 
@@ -49,15 +50,37 @@ def _content(place: Secret) -> bytes:
         raise SecretError(f"{place.file}: {error.strerror or error}") from error
 
 
+def is_open(place: Secret) -> bool:
+    """Whether it is in a file that everybody can read."""
+    try:
+        return place.file is not None and bool(Path(place.file).stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
 def bgp_password(place: Secret) -> bytes:
-    """Of TCP's MD5 signatures. Raises SecretError."""
+    """Of TCP's MD5 signatures: one line. What an editor may have left behind is refused, for the router's
+    password hasn't got it, and all that anybody would see is that no session comes up. Raises SecretError.
+    """
     text = _variable(place) if place.file is None else _password_file(Path(place.file))
-    password = text.removesuffix(b"\n").removesuffix(b"\r")
+    password = text.removesuffix(b"\n")
+    if fault := _fault(password):
+        raise SecretError(f"{_where(place)}: found {fault}, expected one line with the password alone")
     if not 0 < len(password) <= MAX_PASSWORD:
         raise SecretError(
             f"{_where(place)}: found {len(password)} bytes, expected a password of 1 to {MAX_PASSWORD}"
         )
     return password
+
+
+def _fault(password: bytes) -> str:
+    if b"\n" in password:
+        return "more than one line"
+    if b"\r" in password:
+        return "a carriage return (an end of line as DOS has it)"
+    if any(byte < _SPACE or byte == _DELETE for byte in password):
+        return "a control character"
+    return "" if password == password.strip() else "white space around the password"
 
 
 def _password_file(path: Path) -> bytes:

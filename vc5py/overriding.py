@@ -57,6 +57,8 @@ def must_exist(state: State, target: Target) -> None:
     if has:
         where = ", ".join(has)
         raise UnknownTargetError(f"service {target.service!r} has no real {target.real}; it is in {where}")
+    if target.real in state.failing:
+        raise UnknownTargetError(f"{target.real} is a VIP, and no real: see vc5py vip --help")
     inside = [s for s in services if target.service in (None, s.name)]
     meant = _meant(target.real, (real.address for service in inside for real in _reals(service)))
     where = "the configuration" if target.service is None else f"service {target.service!r}"

@@ -6,7 +6,7 @@ with many reals, so it is called in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import vc5py
@@ -16,7 +16,7 @@ from vc5py.core.director import BackendStatus, VirtualService
 from vc5py.dataplane import abi
 from vc5py.dataplane.base import Counters, Traffic
 from vc5py.dataplane.takeover import Start
-from vc5py.model import BackendId, IPAddress
+from vc5py.model import BackendId, IPAddress, Neighbor
 from vc5py.snapshot import (
     BfdSnapshot,
     NeighborSnapshot,
@@ -26,6 +26,7 @@ from vc5py.snapshot import (
     SharingSnapshot,
     Snapshot,
     StartSnapshot,
+    ToldSnapshot,
     VerdictSnapshot,
 )
 
@@ -80,6 +81,7 @@ class Readings:
     probe_lag_s: float
     sessions: Mapping[IPAddress, bool]
     neighbors: tuple[NeighborSnapshot, ...]
+    told: Mapping[IPAddress, int]
     bfd: BfdSnapshot
     interfaces: Mapping[str, str]
     warnings: tuple[str, ...]
@@ -98,6 +100,7 @@ class Readings:
             services=tuple(self._service(virtual) for virtual in state.services.values()),
             vips=vips,
             vip_why=state.why_withdrawn(vips, self.now),
+            vip_told=self._told(vips),
             sessions=self.sessions,
             verdicts=tuple(
                 VerdictSnapshot(v.name, v.action, verdicts.get(v.name, 0)) for v in abi.verdicts()
@@ -116,6 +119,19 @@ class Readings:
             at=self.at,
             start=_start(self.start),
         )
+
+    def _told(self, vips: Iterable[IPAddress]) -> dict[IPAddress, ToldSnapshot]:
+        """Neighbors that admit the same VIPs are asked once: they are many, and so are VIPs."""
+        rhi = self.state.config.rhi
+        alike: dict[object, list[Neighbor]] = {}
+        for neighbor in rhi.neighbors if rhi else ():
+            alike.setdefault((neighbor.families, neighbor.accept, neighbor.reject), []).append(neighbor)
+        return {
+            vip: ToldSnapshot(
+                self.told.get(vip, 0), sum(len(group) for group in alike.values() if group[0].admits(vip))
+            )
+            for vip in vips
+        }
 
     def _service(self, virtual: VirtualService) -> ServiceSnapshot:
         statuses = virtual.statuses

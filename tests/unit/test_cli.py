@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -107,7 +108,8 @@ def test_address_that_this_machine_does_not_have_is_refused(
     good: Path, capsys: Output, started: list[object]
 ) -> None:
     assert cli.main(["run", "-c", str(good), "--address", "192.0.2.99", "lo", "none0", "lo"]) == 1
-    told = "--address 192.0.2.99: no interface of this machine has it; lo has 127.0.0.1, none0 has none"
+    told = "--address 192.0.2.99: no interface of this machine has it; lo has 127.0.0.1"
+    told += ", there is no interface none0"
     assert capsys.readouterr() == ("", f"vc5py: {told}\n")
     assert started == []
 
@@ -167,6 +169,61 @@ def test_command_whose_reader_goes_ends_without_a_word(reads: int) -> None:
     assert cut_short("schema", reads=reads) == (141, "")
 
 
+NO_ROOM = "vc5py: can't write what is to be printed: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [
+        ("schema > /dev/full", (1, NO_ROOM)),
+        ("check -c {good} > /dev/full", (1, NO_ROOM)),
+        ("check -c {bad} > /dev/full", (2, None)),
+        ("check -c {bad} 2> /dev/full", (1, "")),
+    ],
+)
+def test_output_for_which_there_is_no_room_is_one_line(
+    command: str, end: tuple[int, str | None], good: Path, bad: Path
+) -> None:
+    words = f"{sys.executable} -m vc5py.cli {command.format(good=good, bad=bad)}"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, None if end[1] is None else done.stderr) == end
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["run", "eth0"], OSError(errno.ENOSPC, "of another file")),
+        (["lab"], OSError(errno.ENOSPC, "of another file", "its name")),
+        (["lab"], OSError(errno.ENOENT, "something else")),
+    ],
+)
+def test_other_failures_are_bugs_like_others(
+    words: list[str], error: OSError, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(app, "run", fail)
+    monkeypatch.setitem(cli._COMMANDS, "lab", fail)
+    with pytest.raises(OSError, match=str(error.strerror)):
+        cli.main([*words, *(["-c", str(good)] if words[0] == "run" else [])])
+
+
+def test_run_without_any_capability_says_so(good: Path) -> None:
+    code = "import os, sys; from vc5py import cli; os.setuid(65534); sys.exit(cli.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "-c", str(good), "eth0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "vc5py: run needs root, or some capabilities: see 'Privileges' in docs/operations.md\n",
+    )
+
+
 @pytest.mark.parametrize("words", [["--help"], ["check", "--help"]])
 def test_output_that_nobody_began_to_read_is_no_trouble(words: list[str]) -> None:
     assert cut_short(*words, reads=0) == (141, "")
@@ -218,6 +275,8 @@ def test_bug_is_not_hidden(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], "COMMAND"),
         (["walk"], "walk"),
+        (["stauts"], "; did you mean status?"),
+        (["vip", "anounce", "10.0.0.1"], "; did you mean announce?"),
         (["run"], "INTERFACE"),
         (["run", "eth0", "--address", "10.0.0.256"], "10.0.0.256"),
         (["run", "eth0", "--address", "2001:db8::1"], "2001:db8::1"),

@@ -56,6 +56,7 @@ LISTEN = "an IPv4 or IPv6 address to listen on"
 GROUP = "a multicast address and port, such as '224.0.0.1:9999' or '[ff02::1]:9999'"
 LINE = "text of 1 to 128 printable characters on one line"
 URL_PATH = "a path that starts with '/', in visible ASCII characters (others percent-encoded)"
+NEAR = f"{HOST}, not link-local (fe80::...)"
 URL_HOST = "a host name or IPv4 address, if need be with ':port'"
 METHOD = "one of GET, HEAD, OPTIONS, POST (did you mean 'GET'?)"
 FLOWS = "a power of two from 1024 to 67108864"
@@ -171,7 +172,8 @@ CHECK_VALUES = [
     ("expect: ▸[]", "expect: found an empty list", "at least one item"),
     ("interval: ▸0", "interval: found 0", PROBE),
     ("interval: ▸true", "interval: found true", PROBE),
-    ("interval: ▸2s", "interval: found '2s'", PROBE),
+    ("interval: ▸2s", "interval: found '2s'", f"{PROBE} as a bare number, without a unit"),
+    ("timeout: ▸500 ms", "timeout: found '500 ms'", f"{PROBE} as a bare number, without a unit"),
     ("interval: ▸.nan", "interval: found '.nan'", PROBE),
     ("timeout: ▸1e999", "timeout: found inf", PROBE),
     ("timeout: ▸3601", "timeout: found 3601", PROBE),
@@ -222,8 +224,25 @@ TOP_VALUES = [
     ),
     ("rhi: {as_number: 1, peers: ▸10.0.2.1}", "rhi.peers: found '10.0.2.1'", "a list"),
     ("rhi: {as_number: 1, peers: ▸[]}", "rhi.peers: found an empty list", "at least one item"),
-    ("rhi: {as_number: 1, peers: [▸router]}", "rhi.peers[0]: found 'router'", HOST),
-    ("rhi: {as_number: 1, peers: [▸'fe80::1%a']}", "rhi.peers[0]: found 'fe80::1%a'", HOST),
+    ("rhi: {as_number: 1, peers: [▸router]}", "rhi.peers[0]: found 'router'", NEAR),
+    ("rhi: {as_number: 1, peers: [▸'fe80::1%a']}", "rhi.peers[0]: found 'fe80::1%a'", NEAR),
+    ("rhi: {as_number: 1, neighbors: [▸'fe80::1']}", "rhi.neighbors[0]: found 'fe80::1'", NEAR),
+    (
+        "rhi: {as_number: 1, neighbors: [{address: ▸'fe80::1'}]}",
+        "rhi.neighbors[0].address: found 'fe80::1'",
+        NEAR,
+    ),
+    ("cluster: {secret_file: /s, peers: [▸'fe80::1']}", "cluster.peers[0]: found 'fe80::1'", NEAR),
+    (
+        "rhi: {as_number: 1, bfd: ▸100ms, peers: [10.0.2.1]}",
+        "rhi.bfd: found '100ms'",
+        "true, false or a mapping",
+    ),
+    (
+        "flows: ▸64k",
+        "flows: found '64k'",
+        "a power of two from 1024 to 67108864 as a bare number, without a unit",
+    ),
     ("fragments: ▸yes", "fragments: found 'yes'", "follow or drop"),
     ("timeouts: ▸60", "timeouts: found 60", "a mapping"),
     ("timeouts: {udp: ▸0}", "timeouts.udp: found 0", TIMEOUT),

@@ -140,8 +140,6 @@ def secrets(tmp_path: Path, **files: tuple[bytes, int]) -> Path:
 
 def test_secrets_that_can_be_used(tmp_path: Path) -> None:
     assert load_with_warnings(secrets(tmp_path))[1] == ()
-    readable = secrets(tmp_path, SECRET=(b"sixteen bytes ...", 0o644))
-    assert load_with_warnings(readable)[1] == (), "run takes it, too"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +151,8 @@ def test_secrets_that_can_be_used(tmp_path: Path) -> None:
         ("USUAL", b"secret", 0o644, "7:18: warning: rhi.password_file", "that everybody can read"),
         ("OWN", b"\n", 0o600, "rhi.neighbors[1].password_file", "found 0 bytes, expected a password of"),
         ("GROUP", b"x" * 81, 0o600, "rhi.groups.g.password_file", "found 81 bytes"),
+        ("OWN", b"one\ntwo\n", 0o600, "rhi.neighbors[1].password_file", "found more than one line"),
+        ("USUAL", b"secret\r\n", 0o600, "rhi.password_file", "found a carriage return"),
         ("MEMBER", b"", 0o600, "rhi.groups.g.neighbors[0].password_file", "found 0 bytes"),
     ],
 )
@@ -167,6 +167,22 @@ def test_secrets_that_the_run_would_refuse(
     assert cli.main(["check", "-c", str(file)]) == 0
     assert cli.main(["check", "--strict", "-c", str(file)]) == 1
     parse(file.read_text(), "only the text")
+
+
+@pytest.mark.parametrize("name", ["SECRET", "KEYS"])
+def test_a_secret_that_everybody_can_read_is_told_of_and_taken(tmp_path: Path, name: str) -> None:
+    """MD5 passwords are refused then. `run` logs the same warnings at its start."""
+    file = secrets(tmp_path, **{name: (b"sixteen bytes or more", 0o604)})
+    (warning,) = map(str, load_with_warnings(file)[1])
+    assert f"warning: cluster.{name.lower()}_file: " in warning
+    assert warning.endswith(f"{tmp_path / name}: a secret that everybody can read: chmod 600 it")
+    (tmp_path / name).chmod(0o660)
+    assert load_with_warnings(file)[1] == ()
+
+
+def test_the_same_key_twice_is_told_of_and_taken(tmp_path: Path) -> None:
+    (warning,) = load_with_warnings(secrets(tmp_path, KEYS=(b"sixteen bytes ...\n" * 2, 0o600)))[1]
+    assert str(warning).endswith(f"{tmp_path}/KEYS: the same key twice: no other one is accepted")
 
 
 def test_secrets_that_are_not_there(tmp_path: Path) -> None:

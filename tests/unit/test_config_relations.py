@@ -145,7 +145,7 @@ LEVEL_VALUES = [
     ("min_up: ▸0", f"min_up: found 0, expected {NEED}"),
     ("below_need: ▸drop", "below_need: found 'drop', expected withdraw or serve"),
     ("standby: ▸joins", "standby: found 'joins', expected replace or join (did you mean 'join'?)"),
-    ("slow_start: ▸1m", f"slow_start: found '1m', expected {DAY}"),
+    ("slow_start: ▸1m", f"slow_start: found '1m', expected {DAY} as a bare number, without a unit"),
     ("damping: ▸no", "damping: found 'no', expected a mapping, or off"),
     ("damping: ▸false", "damping: found false, expected a mapping, or off"),
     ("damping: ▸", "damping: found nothing, expected a value, or no such key"),

@@ -59,7 +59,12 @@ def other(address: str, port: int, dscp: str) -> str:
 
 REALS = "reals: [{{address: 10.0.1.1{}}}, {{address: 10.0.1.2{}}}]"
 
-SHARED = "cluster: {secret_file: /s}\nrhi: {as_number: 65000, peers: [10.0.8.1]}\n"
+SHARED = "cluster: {secret_file: /s}\nmulticast: 224.0.0.1:9999\nrhi: {as_number: 65000, peers: [10.0.8.1]}\n"
+
+FAMILIES = (
+    "rhi: {as_number: 1, peers: [10.0.8.1], families: ipv4, neighbors: [{address: 10.0.8.2, families: ipv6}]}"
+)
+NOBODY = "without 'multicast' or 'cluster.peers': there is nobody to learn from"
 
 CASES = [
     (one("need: ▸3"), "services[0].need: found 3, but the service has 2 reals: it is never healthy"),
@@ -68,8 +73,21 @@ CASES = [
         "services[0].need: found 2, but 1 of 2 reals are enabled: it is not healthy",
     ),
     (
-        "defaults: {need: 3}\n" + one(item=MARK),
-        "services[0].need: found 3, but the service has 2 reals: it is never healthy",
+        "defaults: {need: ▸3}\n" + one(),
+        "defaults.need: found 3, but service 'a' has 2 reals: it is never healthy",
+    ),
+    (
+        "defaults: {need: ▸2}\n" + one(REALS.format(", state: disabled", "")),
+        "defaults.need: found 2, but 1 of 2 reals of service 'a' are enabled: it is not healthy",
+    ),
+    (
+        "defaults: {min_up: ▸2}\n" + one(REALS.format("", ", tier: 1")),
+        "defaults.min_up: found 2, but tier 0 of service 'a' has 1 real: the next always stands in",
+    ),
+    (
+        "defaults: {interval: ▸0.5}\n" + one("checks: [{name: c, type: tcp}, {name: d, type: syn}]"),
+        "defaults.interval: found a timeout of 1 s: a real that falls silent is out after up to 3.75 s, not"
+        " 3 intervals (1.5 s)",
     ),
     (
         one(REALS.format(", tier: 2", ", tier: 1"), item=MARK),
@@ -137,12 +155,12 @@ CASES = [
         "services[0].checks[0].pass: found 50 failures to take a real down, which takes up to 100 s",
     ),
     (
-        one(check("https, ▸verify: true").replace("▸verify: true", "verify: ▸true")),
+        one(check("https, port: 443, ▸verify: true").replace("▸verify: true", "verify: ▸true")),
         "services[0].checks[0].verify: found without 'host':"
         " the certificate must be good for the VIP's address",
     ),
     (
-        one(check("https, ca_file: ▸/a")),
+        one(check("https, port: 443, ca_file: ▸/a")),
         "services[0].checks[0].ca_file: found without 'verify: true': no certificate is verified",
     ),
     (
@@ -203,14 +221,51 @@ CASES = [
         "rhi.groups.there.local_preference: found where all neighbors are eBGP: it has no effect",
     ),
     (one(top="reals: {g: ▸[10.0.1.3]}"), "reals.g: found a group that no service uses"),
-    (one(top="learn: ▸5"), "learn: found 5 without 'multicast': there is nobody to learn from"),
+    (one(top="learn: ▸5"), f"learn: found 5 {NOBODY}"),
     (
-        one(top=f"learn: ▸1\nmulticast: 224.0.0.1:9999\n{SHARED}"),
+        one(top="learn: ▸5\ncluster: ▸{secret_file: /s}\n"),
+        f"learn: found 5 {NOBODY}\n"
+        "cluster: found neither 'peers' in it nor 'multicast': flows are shared with nobody",
+    ),
+    ("services: ▸[]\n", "services: found none: nothing is served, and a reload removes all that was"),
+    (
+        one("port: [http, https]", check("https")),
+        "services[0].checks[0].port: found 80 in an https check: servers speak no TLS there; say"
+        " 'port: https'",
+    ),
+    (
+        one("sorry: {reals: [10.0.1.3], checks: [{name: s, type: https, port: ▸http}]}"),
+        "services[0].sorry.checks[0].port: found 80 in an https check: servers speak no TLS there; say"
+        " 'port: https'",
+    ),
+    (
+        one("port: https", check("http")),
+        "services[0].checks[0].port: found 443 in an http check: servers speak TLS there; say 'type: https'",
+    ),
+    (
+        one(top="rhi: {as_number: 1, accept: 10.1.0.0/16, peers: [▸10.0.8.1]}"),
+        "rhi.peers[0]: found 10.0.8.1, which is told of no VIP ('accept', 'reject', 'families')",
+    ),
+    (
+        one(top="rhi: {as_number: 1, peers: [10.0.8.1], neighbors: [▸{address: 10.0.8.2, families: ipv6}]}"),
+        "rhi.neighbors[0]: found 10.0.8.2, which is told of no VIP ('accept', 'reject', 'families')",
+    ),
+    (
+        one("addr: [10.0.0.1, ▸'fd00::1']", top="rhi: {as_number: 1, families: ipv4, peers: [10.0.8.1]}"),
+        "services[0].addr[1]: found fd00::1, which no BGP neighbor is told of ('accept', 'reject',"
+        " 'families')",
+    ),
+    (
+        one(top="rhi: {as_number: 1, peers: [10.0.8.1, ▸10.0.0.1]}"),
+        "rhi.peers[1]: found 10.0.0.1, which is a VIP",
+    ),
+    (
+        one(top=f"learn: ▸1\n{SHARED}"),
         "learn: found learn 1, expected 2 or more where flows are shared: VIPs are announced before those of"
         " the other balancers have come",
     ),
     (
-        one(top=SHARED.replace("{s", "▸{peers: [10.0.9.1], s")),
+        one(top=SHARED.replace("{s", "▸{peers: [10.0.9.1], s").replace("multicast: 224.0.0.1:9999\n", "")),
         "cluster: found learn 0, expected 2 or more where flows are shared: VIPs are announced before those"
         " of the other balancers have come",
     ),
@@ -241,14 +296,17 @@ def test_warnings(text: str, expected: str) -> None:
         one("min_up: 2", REALS.format("", "")),
         one(check("tcp, interval: 1, timeout: 1").replace(MARK, "")),
         one(check("tcp, interval: 20, fall: 3").replace(MARK, "")),
-        one(check("https, verify: true, host: a, ca_file: /a, body: x").replace(MARK, "")),
+        one(check("https, port: 443, verify: true, host: a, ca_file: /a, body: x").replace(MARK, "")),
         one("mode: dscp", "dscp: 7") + other("10.0.0.2", 80, "8"),
         one("mode: dscp", "dscp: 7") + other("10.0.0.1", 81, "7"),
         one("real: g", top="reals: {g: [10.0.1.3]}"),
         one("sorry: {real: g}", top="reals: {g: [10.0.1.3]}"),
         one(top="learn: 5\nmulticast: 224.0.0.1:9999"),
-        one(top=f"learn: 2\nmulticast: 224.0.0.1:9999\n{SHARED}"),
-        one(top=SHARED),
+        one(top=f"learn: 2\n{SHARED}"),
+        one(top="rhi: {as_number: 1, peers: [10.0.8.1]}"),
+        one(top="cluster: {secret_file: /s, peers: [10.0.9.1]}"),
+        one("addr: [10.0.0.1, 'fd00::1']", top=FAMILIES),
+        one("port: 8443", check("https").replace(MARK, "")),
         one(top="rhi: {as_number: 1, med: 5, prepend: 0, local_preference: 7, peers: [10.0.8.1]}"),
         one(
             top="rhi: {as_number: 1, prepend: 2, peers: [10.0.8.1], groups: {g: {peer_as: 2, neighbors:"

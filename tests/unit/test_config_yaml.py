@@ -102,7 +102,8 @@ def test_refused_yaml(text: str, message: str) -> None:
         ("\n'x▸", "found unexpected end of stream (while scanning a quoted scalar at line 2)"),
         (
             "a:\n▸\t- b",
-            "found character that cannot start any token (while scanning for the next token at line 2)",
+            "found character that cannot start any token, a tab: YAML is indented by spaces"
+            " (while scanning for the next token at line 2)",
         ),
         ("a: [ff02::1]▸:9999", "did not find expected key (while parsing a block mapping at line 1)"),
     ],

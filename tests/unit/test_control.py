@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from vc5py import cli
+from vc5py import app, cli
 from vc5py.control import client, server, status, table
 from vc5py.control.interface import (
     Effective,
@@ -42,6 +42,7 @@ from vc5py.snapshot import (
     SharingSnapshot,
     Snapshot,
     StartSnapshot,
+    ToldSnapshot,
 )
 
 VIP, VIP6 = ip_address("192.0.2.1"), ip_address("fd00::1")
@@ -69,6 +70,7 @@ SNAPSHOT = Snapshot(
     ),
     vips={VIP: True, VIP6: False},
     vip_why={VIP6: "withdrawn by command"},
+    vip_told={VIP: ToldSnapshot(1, 2), VIP6: ToldSnapshot(0, 1)},
     sharing=SharingSnapshot(
         enabled=True,
         running=True,
@@ -156,7 +158,7 @@ def serving(state_dir: Path, balancer: Balancer) -> Iterator[None]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
-        assert up.wait(5)
+        assert up.wait(60)
         yield
     finally:
         stops[0]()
@@ -206,7 +208,7 @@ def test_command_is_carried_out_and_says_what_holds_now(
 @pytest.mark.parametrize(
     ("words", "asked", "told", "ends"),
     [
-        (["announce", "192.0.2.1"], VipState.ANNOUNCED, "VIP 192.0.2.1: announced", 0),
+        (["announce", "192.0.2.1"], VipState.ANNOUNCED, "VIP 192.0.2.1: to be announced", 0),
         (["withdraw", "192.0.2.1"], VipState.WITHDRAWN, "VIP 192.0.2.1: not announced", 0),
         (["default", "fd00::1"], None, "VIP fd00::1: not announced: nobody can serve dns", 0),
         (
@@ -290,6 +292,19 @@ def test_nobody_there_is_status_1_and_one_line(words: list[str], tmp_path: Path,
     assert capsys.readouterr() == ("", said)
 
 
+def test_one_that_starts_is_told_from_none(tmp_path: Path, capsys: Output) -> None:
+    """It holds the lock long before it can answer, and after it."""
+    for _ in range(2):
+        with app._only_one(tmp_path):
+            assert cli.main(["status", f"--state-dir={tmp_path}"]) == 1
+            assert (
+                f"vc5py with the state directory {tmp_path} is starting or stopping"
+                in capsys.readouterr().err
+            )
+        assert cli.main(["status", f"--state-dir={tmp_path}"]) == 1
+        assert "no vc5py runs" in capsys.readouterr().err
+
+
 def test_bug_in_the_balancer_is_a_line_here_and_a_traceback_there(
     vc5py: Callable[..., int], balancer: Balancer, capsys: Output, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -361,13 +376,13 @@ def test_status_for_people(vc5py: Callable[..., int], capsys: Output) -> None:
         "The last reload failed: this configuration is still in force. The log says why.",
         "XDP eth0 native",
         "Warning: no IPv4 address of ours",
-        "Start: layout changed: 9 flows carried over",
+        "At the start: layout changed: 9 flows carried over",
         "BGP 10.0.0.254 AS 65000 down for 1m05s, 2 routes: hold timer",
         "BGP fd00::254 AS 65001 established for 3s, 0 routes",
         "Sharing 10.0.0.8 heard 1s ago, copied",
         "Sharing 10.0.0.9 heard 1m02s ago, copied",
         "",
-        "VIP 192.0.2.1  announced",
+        "VIP 192.0.2.1  announced to 1 of 2 neighbors",
         "  service web  80/tcp,443/tcp  healthy  0 of 2 can serve, 2 draining, 1 needed  tier 1 serves",
         "    REAL      HEALTH  STATE     WEIGHT  TIER  FLOWS  FOR     WHY",
         "    10.0.0.1  up      draining  1       0     3      5s",
@@ -390,6 +405,10 @@ def test_status_for_programs(vc5py: Callable[..., int], capsys: Output) -> None:
     assert vc5py("status", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["vips"] == {"192.0.2.1": True, "fd00::1": False}
+    assert document["vip_told"] == {
+        "192.0.2.1": {"neighbors": 1, "of": 2},
+        "fd00::1": {"neighbors": 0, "of": 1},
+    }
     assert document["config"] == {
         "file": "/etc/vc5.yaml",
         "loaded_at": NOW - 60,
@@ -408,6 +427,32 @@ def test_status_for_programs(vc5py: Callable[..., int], capsys: Output) -> None:
     assert set(real) == set(RealSnapshot.__slots__)
     assert (real["admin"], real["flows"], real["since"]) == ("draining", 3, NOW - 5)
     assert document["overrides"][1] == {"real": "10.0.0.1", "service": None, "state": None, "weight": 7}
+
+
+@pytest.mark.parametrize(
+    ("told", "up", "neighbors", "said"),
+    [
+        (ToldSnapshot(1, 1), True, 1, "announced to 1 of 1 neighbor"),
+        (ToldSnapshot(2, 3), True, 3, "announced to 2 of 3 neighbors"),
+        (ToldSnapshot(0, 0), False, 0, "to be announced, but there is no BGP neighbor"),
+        (ToldSnapshot(0, 2), False, 2, "to be announced, but no BGP session is established"),
+        (ToldSnapshot(0, 2), True, 2, "to be announced, but told to none of 2 neighbors"),
+        (
+            ToldSnapshot(0, 0),
+            True,
+            1,
+            "to be announced, but no BGP neighbor is to be told of it (accept, reject, families)",
+        ),
+    ],
+)
+def test_a_vip_that_nobody_is_told_of_is_not_called_announced(
+    told: ToldSnapshot, up: bool, neighbors: int, said: str
+) -> None:
+    peer = ip_address("10.0.0.254")
+    there = (NeighborSnapshot(peer, 65000, "", NOW, 0),) * neighbors
+    sessions = {peer: up} if neighbors else {}
+    shown = replace(SNAPSHOT, vip_told={VIP: told}, neighbors=there, sessions=sessions)
+    assert f"VIP {VIP}  {said}" in list(table.lines(status.to_json(shown)))
 
 
 def test_damped_and_sorry_reals_are_told_apart() -> None:

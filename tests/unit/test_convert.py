@@ -447,7 +447,7 @@ def test_what_the_go_programs_tool_makes_is_recognised() -> None:
     [
         "frontend: {bind: 80}",
         "bgp: {as_number: 65001, peers: [10.0.9.1]}",
-        "services: [{name: a, addr: 10.0.0.1, port: 80, reals: [10.0.1.1], checks: []}]",
+        "services: [{name: a, addr: 10.0.0.1, port: 80, reals: [10.0.1.1]}]",
         "services: none",
     ],
 )
@@ -457,6 +457,13 @@ def test_a_file_of_which_no_service_is_left_is_refused(text: str) -> None:
     first, *others = map(str, caught.value.diagnostics)
     assert first == "f: found no service that can be carried over: nothing is converted"
     assert others or "bgp" in text, "the notes say why"
+
+
+def test_our_own_language_is_recognised() -> None:
+    ours = "services: [{name: a, addr: 10.0.0.1, port: 80, reals: [10.0.1.1], checks: []}]"
+    with pytest.raises(ConfigError) as caught:
+        convert(ours, "f")
+    assert str(caught.value) == "f: found our own language: there is nothing to convert"
 
 
 @pytest.mark.parametrize(

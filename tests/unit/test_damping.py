@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,12 @@ def test_while_kept_out_every_further_time_counts() -> None:
     points = after(100.0, 100.0, 100.0, 190.0)
     assert points.value < POLICY.suppress
     assert points.until == pytest.approx(190.0 + 60.0 * math.log2(points.value))
+
+
+def test_a_milder_policy_lets_nobody_out_earlier() -> None:
+    """Going down once more is no way out for who is kept out already, whatever has been configured since."""
+    kept_out = after(100.0, 100.0, 100.0)
+    assert went_down(kept_out, replace(POLICY, half_life_s=1.0), 110.0).until == kept_out.until
 
 
 def test_once_over_it_takes_as_many_points_again() -> None:

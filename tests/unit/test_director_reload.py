@@ -29,14 +29,19 @@ from tests.unit.directing import (
     ups,
     weights,
 )
+from vc5py.core import backend as backends
 from vc5py.core.director import Action, Install, Pace, Reloaded, Retarget, State, Transition, WeightChanged
 from vc5py.core.health import HealthState
 from vc5py.model import (
     AdminState,
+    BackendId,
+    Check,
+    CheckType,
     Config,
     Damping,
     Forwarding,
     ForwardMode,
+    HttpRequest,
     Scheduling,
     Service,
     Sorry,
@@ -248,3 +253,13 @@ def test_a_real_may_become_a_sorry_real() -> None:
 def test_a_real_of_the_service_is_no_sorry_real_beside_that() -> None:
     state = start(service(reals=1, checks=(WEB,), sorry=Sorry((real(0), real(1)), (TCP,))), up=True)
     assert list(state.targets()) == [(backend(0), WEB), (backend(1), TCP)]
+
+
+def test_checks_of_one_name_keep_each_what_it_knows() -> None:
+    first, second = (Check("http", CheckType.HTTP, 80, HttpRequest(path)) for path in ("/a", "/b"))
+    one = backends.new(BackendId("web", VIP1, real(0).address), real(0), (first, second), sorry=False,
+                       adopted=True, wanted=(AdminState.ENABLED, 1), now=0.0)  # fmt: skip
+    falling, _, _ = backends.probed(one, second, False, "refused", None, 1.0)
+    for checks in ((second,), (second, first)):
+        after = backends.reconfigured(falling, falling.real, checks, sorry=False, policy=None, now=2.0)
+        assert after.healths == (falling.healths[1], falling.healths[0])[: len(checks)]

@@ -121,9 +121,13 @@ def test_why_a_vip_is_not_announced() -> None:
     cut, _ = feed(state, CutOff(), now=20.0)
     assert why(cut, 20.0)[VIP1] == "cut off: listens to the other balancers first, 10 s left"
     held, _ = feed(state, RoutersLost(), now=20.0)
-    assert why(held, 21.0)[VIP1] == "no BGP session: learns what begins elsewhere first"
+    assert why(held, 21.0)[VIP1] == (
+        "no BGP session; when one is back, it waits for the other balancers' flows first"
+    )
     held, _ = feed(held, RouterBack(), now=25.0)
-    assert why(held, 26.5)[VIP1] == "no BGP session: learns what begins elsewhere first, 9 s left at most"
+    assert why(held, 26.5)[VIP1] == (
+        "BGP is back after a while without: waits for the other balancers' flows, 9 s left at most"
+    )
     told, _ = feed(held, VipChanged(VIP1, VipState.WITHDRAWN), now=27.0)
     assert why(told, 27.0)[VIP1] == "withdrawn by command"
 

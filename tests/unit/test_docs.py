@@ -12,9 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vc5py import config
 from vc5py.checks.result import Reason
+from vc5py.config.forwarding import _OUTER_HEADER, _OVERHEAD
+from vc5py.core.diff import diff
 from vc5py.core.flowsync import Outcome
 from vc5py.dataplane import abi
-from vc5py.model import VirtualServiceId
+from vc5py.dataplane.sizing import sizes_for
+from vc5py.model import Config, ForwardMode, VirtualServiceId
 from vc5py.snapshot import (
     BfdSessionSnapshot,
     BfdSnapshot,
@@ -24,6 +27,7 @@ from vc5py.snapshot import (
     ServiceSnapshot,
     SharingSnapshot,
     Snapshot,
+    ToldSnapshot,
     VerdictSnapshot,
 )
 from vc5py.web import metrics
@@ -38,6 +42,7 @@ SNAPSHOT = Snapshot(
     version="1",
     services=(ServiceSnapshot(VirtualServiceId("web", VIP), True, 1, (RealSnapshot(REAL, True, 1, 1, 1),)),),
     vips={VIP: True},
+    vip_told={VIP: ToldSnapshot(1, 1)},
     sessions={REAL: True},
     neighbors=(NeighborSnapshot(REAL, 65000, "established", 1.0, 1),),
     bfd=BfdSnapshot((BfdSessionSnapshot(REAL, "up", True, 0.0, 1),), {"ttl": 1}, 0.0, "fifo"),
@@ -99,6 +104,40 @@ def test_verdicts_of_advice_and_alerts_exist() -> None:
     assert alerted
     assert advised
     assert {*advised, *alerted} <= names
+
+
+def test_maximum_segment_sizes_of_tunnels() -> None:
+    """What is left of 1500 bytes: the rows are modes; the columns a VIP's and a real's IP version."""
+    table = read("docs/reals.md").split("### MTU and MSS", 1)[1].split("\n## ", 1)[0]
+    found = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", table, re.MULTILINE)
+    assert [row[0] for row in found] == [str(mode) for mode in _OVERHEAD]
+    for mode, *sizes in found:
+        left = [
+            1500 - _OUTER_HEADER[real] - _OVERHEAD[ForwardMode(mode)] - _OUTER_HEADER[vip] - 20
+            for vip, real in ((4, 4), (6, 4), (4, 6), (6, 6))
+        ]
+        assert [int(size) for size in sizes] == left, mode
+
+
+def test_memory_of_the_flow_table() -> None:
+    said = "The flow table takes 16 bytes for\neach of `flows`: 16 MiB for the default of 1,048,576, 1 GiB"
+    assert said in read("docs/operations.md")
+    assert Config(services=()).flows == 1_048_576
+    assert sizes_for(Config(services=()), 16).bytes("flows") == 16 * 1_048_576
+
+
+def test_the_example_of_a_diff_is_what_is_printed() -> None:
+    text = """services:
+  - {{name: web, addr: 192.168.101.1, port: 80, need: {}, reals: [10.10.100.10, {}], checks: [{}]}}
+  - {{name: {}, port: 80, reals: [10.10.100.10], checks: [{}]}}
+"""
+    check, real = "{name: c, type: tcp}", "10.10.100.11"
+    old = config.parse(text.format(1, real, check, "old, addr: 192.168.101.9", check), "old")
+    heavier = f"{{address: {real}, weight: 2}}"
+    changed = text.format(2, heavier, check, "new, addr: 192.168.101.8", check)
+    new = config.parse(f"flows: 2097152\n{changed}", "new")
+    example = "".join(f"    {change}\n" for change in diff(old, new))
+    assert example in read("docs/configuration.md")
 
 
 def test_outcome_table() -> None:

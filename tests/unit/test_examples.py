@@ -46,6 +46,19 @@ def test_bird_takes_its_examples(example: Path) -> None:
     assert told("bird", "-p", "-c", example) == (0, "")
 
 
+def test_bird_takes_what_the_readme_shows_and_what_it_says_of_ipv6(tmp_path: Path) -> None:
+    shown = (ROOT / "README.md").read_text().split("the part that matters:\n", 1)[1].split("\nFor FRR", 1)[0]
+    config = tmp_path / "bird.conf"
+    config.write_text(f"router id 10.10.100.3;\nprotocol device {{}}\n{shown}")
+    assert told("bird", "-p", "-c", config) == (0, "")
+    (kernel,) = re.findall(r"^ +protocol kernel .*$", shown, re.MULTILINE)
+    six = kernel.replace("ipv4", "ipv6")
+    channel = "ipv6 { import where net ~ [ fd00:101::/64{128,128} ]; export none; gateway direct; };"
+    config.write_text(config.read_text().replace("    }\n", f"{channel}\n    }}\n{six}\n", 1))
+    assert "a second `protocol kernel`" in shown
+    assert told("bird", "-p", "-c", config) == (0, "")
+
+
 @pytest.mark.parametrize("example", FRR, ids=lambda path: path.name)
 def test_frr_takes_its_examples(example: Path) -> None:
     """It says what it doesn't understand, and its exit status is 0 all the same."""
@@ -81,9 +94,13 @@ def test_the_balancers_side_of_ebgp_is_given_too(example: Path) -> None:
 
 def test_who_is_to_be_woken() -> None:
     groups = yaml.safe_load((DEPLOY / "prometheus-rules.yml").read_text())["groups"]
-    severities = {rule["alert"]: rule["labels"]["severity"] for group in groups for rule in group["rules"]}
+    rules = {rule["alert"]: rule for group in groups for rule in group["rules"]}
+    severities = {name: rule["labels"]["severity"] for name, rule in rules.items()}
     assert severities["Vc5VipAnnouncedByNobody"] == "critical"
     assert severities["Vc5VipWithdrawn"] == "warning", "others announce it"
+    what_routers_know = "max by (vip) (vc5_vip_told_neighbors) == 0"
+    assert severities["Vc5VipNotTold"] == "warning", "others are told"
+    assert rules["Vc5VipAnnouncedByNobody"]["expr"] == what_routers_know, "not what is to be announced"
 
 
 # The lab

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import random
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -25,6 +28,7 @@ from vc5py.snapshot import (
     ServiceSnapshot,
     SharingSnapshot,
     Snapshot,
+    ToldSnapshot,
     VerdictSnapshot,
 )
 from vc5py.web import metrics
@@ -55,6 +59,7 @@ SNAPSHOT = Snapshot(
         ServiceSnapshot(VirtualServiceId("dns", VIP2), False, 2, ()),
     ),
     vips={VIP: True, VIP2: False},
+    vip_told={VIP: ToldSnapshot(1, 2), VIP2: ToldSnapshot(0, 2)},
     sessions={IPv4Address("10.0.0.254"): True, IPv4Address("10.0.0.253"): False},
     neighbors=(NeighborSnapshot(IPv4Address("10.0.0.254"), 65000, "established", 1700.5, 2),),
     vip_overrides={VIP: VipState.WITHDRAWN},
@@ -71,6 +76,7 @@ SNAPSHOT = Snapshot(
         results={"added": 17},
         missed=18,
         lost=19,
+        dropped=21,
         ambiguous=20,
         copied=True,
         cpu_s=2.5,
@@ -134,6 +140,7 @@ vc5_sync_copied{} 1
 vc5_sync_cpu_seconds_total{} 2.5
 vc5_sync_datagrams_total{outcome="accepted"} 10
 vc5_sync_datagrams_total{outcome="forged"} 11
+vc5_sync_dropped_datagrams_total{} 21
 vc5_sync_enabled{} 1
 vc5_sync_flows_total{result="added"} 17
 vc5_sync_lost_datagrams_total{} 19
@@ -148,6 +155,8 @@ vc5_sync_sent_datagrams_total{} 12
 vc5_sync_sent_flows_total{} 15
 vc5_verdicts_total{action="pass",verdict="not_vip"} 9
 vc5_vip_overrides{} 1
+vc5_vip_told_neighbors{vip="192.0.2.1"} 1
+vc5_vip_told_neighbors{vip="192.0.2.2"} 0
 vc5_vip_up{vip="192.0.2.1"} 1
 vc5_vip_up{vip="192.0.2.2"} 0
 """
@@ -184,6 +193,7 @@ def test_balancer_that_has_nothing_yet_can_be_scraped() -> None:
         SNAPSHOT,
         services=(),
         vips={},
+        vip_told={},
         sessions={},
         verdicts=(),
         probes={},
@@ -234,6 +244,22 @@ async def test_server_shows_the_snapshot_of_the_moment() -> None:
             assert response.status == http.client.NOT_FOUND
 
 
+async def test_what_others_than_prometheus_may_ask() -> None:
+    """Whether it answers, and whether a router knows of every VIP."""
+    told = replace(SNAPSHOT, vip_told=dict.fromkeys((VIP, VIP2), ToldSnapshot(1, 2)))
+    port = free_port()
+    async with serve(now(SNAPSHOT, told)) as server, aiohttp.ClientSession() as client:
+        await server.move(("127.0.0.1", port))
+
+        async def ask(path: str) -> tuple[int, str]:
+            async with client.get(f"http://127.0.0.1:{port}/{path}") as response:
+                return response.status, await response.text()
+
+        assert await ask("healthy") == (200, "healthy\n")
+        assert await ask("ready") == (503, "no router is told of 192.0.2.2\n")
+        assert await ask("ready") == (200, "ready\n")
+
+
 async def listens(address: str, port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection(address, port)
@@ -253,6 +279,17 @@ async def test_server_moves() -> None:
             assert await listens("127.0.0.2", two) is (place == ("0.0.0.0", two))
         await server.move(("127.0.0.1", one))
     assert not await listens("127.0.0.1", one)
+
+
+async def test_all_addresses_are_those_of_ipv6_too() -> None:
+    port = free_port()
+    async with serve(now()) as server:
+        await server.move((None, port))
+        assert await listens("127.0.0.2", port)
+        assert await listens("::1", port)
+        with pytest.raises(Vc5Error, match=rf"^can't serve metrics on all addresses, port {port}: .*in use$"):
+            async with serve(now()) as other:
+                await other.move((None, port))
 
 
 async def test_move_that_fails_leaves_it_where_it_was() -> None:
@@ -277,6 +314,11 @@ async def test_port_in_use_is_one_clear_line() -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """None that the kernel gives away by itself: somebody might get it meanwhile, or who connects to it while
+    nobody listens might get it as its own, and be connected to itself.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(max(1024, lowest - 10_000), lowest)
+        with suppress(OSError), socket.create_server(("", port)):
+            return port

@@ -168,6 +168,7 @@ def test_sorry_real_can_be_commanded() -> None:
             None,
             "no real 10.0.0.2 in the configuration; did you mean 10.0.0.20 or 10.0.0.1 or 10.0.0.99?",
         ),
+        (str(VIP), None, f"{VIP} is a VIP, and no real: see vc5py vip --help"),
         ("203.0.113.77", None, "no real 203.0.113.77 in the configuration"),
         ("10.0.0.1", "wep", "no service 'wep' in the configuration; did you mean web?"),
         ("10.0.0.1", "x", "no service 'x' in the configuration"),

@@ -49,7 +49,7 @@ def _trouble(name: str) -> str:
 
 
 def check_secrets(view: View) -> None:
-    """Warn of every secret or password in a file that `run` would refuse."""
+    """Warn of every secret or password in a file that `run` would refuse, or that everybody can read."""
     _secret(view, ("cluster", "secret_file"), credentials.cluster_secret)
     _secret(view, ("cluster", "keys_file"), credentials.cluster_keys)
     for level in _bgp_levels(view):
@@ -70,6 +70,11 @@ def _secret(view: View, path: report.Path, read: Callable[[Secret], object]) -> 
     if not isinstance(name, str) or Path(name).is_fifo():  # a pipe can be read only once
         return
     try:
-        read(Secret(name))
+        content = read(Secret(name))
     except SecretError as error:
         view.warn(path, f"{error}; so the balancer would not start")
+    else:
+        if isinstance(content, list) and len(set(content)) < len(content):
+            view.warn(path, f"{name}: the same key twice: no other one is accepted")
+        if credentials.is_open(Secret(name)):
+            view.warn(path, f"{name}: a secret that everybody can read: chmod 600 it")

@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, Tag
 from vc5py.config.bgp_scalars import (
     MOST_COMMUNITIES,
     Attribute32,
+    BfdSwitch,
     Communities,
     FamilyName,
     HoldTime,
@@ -40,6 +41,7 @@ from vc5py.config.scalars import (
     OneOrMore,
     Optionally,
     Port,
+    ReachableAddress,
     TrueOrFalse,
 )
 from vc5py.config.view import Place, View, parsed_address
@@ -59,7 +61,7 @@ class BfdSpec(Mapping):
 
 
 BfdItem = Annotated[
-    Annotated[TrueOrFalse, Tag("<switch>")] | Annotated[BfdSpec, Tag("<mapping>")],
+    Annotated[BfdSwitch, Tag("<switch>")] | Annotated[BfdSpec, Tag("<mapping>")],
     Discriminator(lambda value: "<mapping>" if isinstance(value, dict) else "<switch>"),
 ]
 
@@ -136,11 +138,11 @@ class _Settings(Mapping):
 class NeighborSpec(_Settings):
     """A neighbor that is not quite like the others of its list."""
 
-    address: HostAddress = Field(description="Address of the neighbor.")
+    address: ReachableAddress = Field(description="Address of the neighbor.")
 
 
 NeighborItem = Annotated[
-    Annotated[HostAddress, Tag("<address>")] | Annotated[NeighborSpec, Tag("<mapping>")],
+    Annotated[ReachableAddress, Tag("<address>")] | Annotated[NeighborSpec, Tag("<mapping>")],
     Discriminator(lambda value: "<mapping>" if isinstance(value, dict) else "<address>"),
 ]
 
@@ -157,7 +159,7 @@ class RhiSpec(_Settings):
     """Route health injection: BGP sessions over which the VIPs of healthy services are announced."""
 
     as_number: AsNumber = Field(description="Our autonomous system number.")
-    peers: Optionally[NonEmpty[HostAddress]] = Field(
+    peers: Optionally[NonEmpty[ReachableAddress]] = Field(
         None, description="Addresses of neighbors without settings of their own. Default: none."
     )
     neighbors: Optionally[NonEmpty[NeighborItem]] = Field(
@@ -168,7 +170,8 @@ class RhiSpec(_Settings):
         None, description="BGP identifier. Default: our own IPv4 address."
     )
     hold: Duration = Field(
-        _RHI.hold_s, description="Seconds the routes outlive a director that died, until they are withdrawn."
+        _RHI.hold_s,
+        description="Seconds the routes outlive a director that died or hangs, until they are withdrawn.",
     )
     graceful: Duration = Field(
         _RHI.graceful_s,

@@ -23,6 +23,7 @@ Attribute32 = Annotated[int, Field(ge=0, le=2**32 - 1), expects("a number from 0
 Prepend = Annotated[int, Field(ge=0, le=16), expects("a number from 0 to 16")]
 Milliseconds = Annotated[int, Field(ge=10, le=60000), expects("milliseconds from 10 to 60000")]
 Multiplier = Annotated[int, Field(ge=1, le=255), expects("a number from 1 to 255")]
+BfdSwitch = Annotated[bool, expects("true, false or a mapping")]
 PolicyName = Annotated[VipPolicy, Field(strict=False), one_of(VipPolicy)]
 FamilyName = Annotated[
     str, Field(pattern="^ipv[46]$"), expects("ipv4 or ipv6"), WithJsonSchema({"enum": ["ipv4", "ipv6"]})

@@ -13,7 +13,7 @@ from pydantic import Field
 from vc5py.config.bgp_scalars import SecretFile, Variable
 from vc5py.config.mapping import Mapping
 from vc5py.config.report import Path
-from vc5py.config.scalars import HostAddress, Name, NonEmpty, Optionally, Port, expects
+from vc5py.config.scalars import Name, NonEmpty, Optionally, Port, ReachableAddress, expects
 from vc5py.config.view import View, parsed_address
 from vc5py.limits import DATAGRAM_BYTES
 from vc5py.model import Cluster, Secret
@@ -46,7 +46,7 @@ class ClusterSpec(Mapping):
     keys_env: Optionally[Variable] = Field(
         None, description="Variable of the environment with them, in place of `keys_file`. Default: none."
     )
-    peers: Optionally[NonEmpty[HostAddress]] = Field(
+    peers: Optionally[NonEmpty[ReachableAddress]] = Field(
         None, description="Addresses of balancers that get everything by unicast. Default: none."
     )
     port: Port = Field(_CLUSTER.port, description="UDP port, where `multicast` doesn't say another one.")

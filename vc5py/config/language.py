@@ -9,6 +9,7 @@ hence a description on every key. Validation is strict: no value is converted to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from inspect import get_annotations
 from ipaddress import ip_address
@@ -426,6 +427,8 @@ def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {model.model_fields[name].alias or name: model.model_fields[name] for name in names}
 
 
+_WITH_UNIT = re.compile(r"[0-9]+(?:[.][0-9]+)? ?[A-Za-z]{1,5}")
+_NUMERIC = re.compile(r"\b(?:(?:seconds|bytes|points) from|number|power of)\b")
 _CONTAINERS = {"list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
 
 
@@ -461,6 +464,8 @@ def _report(
     else:
         what = expected if kind == EXPECTED else _CONTAINERS.get(kind, f"something else: {expected}")
         hint = report.suggestion(node, words) if isinstance(node, str) else ""
+        if isinstance(node, str) and _WITH_UNIT.fullmatch(node) and _NUMERIC.search(what):
+            hint = " as a bare number, without a unit"
         report.add(mark, mismatch(path, node, what + hint), path)
 
 

@@ -41,6 +41,7 @@ class Report:
         self.diagnostics: list[Diagnostic] = []
         self.warnings: list[Diagnostic] = []
         self._spoilt: set[Path] = set()
+        self._warned: set[Diagnostic] = set()
         self._suggestions_left = _MOST_SUGGESTIONS
 
     def add(self, mark: Mark, message: str, path: Path | None = None) -> None:
@@ -50,8 +51,11 @@ class Report:
             self._spoilt.add(path)
 
     def warn(self, mark: Mark, message: str) -> None:
-        """Record what is legal but unwise."""
-        self.warnings.append(Diagnostic(self.filename, mark.line, mark.column, f"warning: {message}"))
+        """Record what is legal but unwise; once, however many services or checks a default is for."""
+        warning = Diagnostic(self.filename, mark.line, mark.column, f"warning: {message}")
+        if warning not in self._warned:
+            self._warned.add(warning)
+            self.warnings.append(warning)
 
     def spoilt(self, path: Path) -> bool:
         """Whether the node at `path`, or one that holds it, already has a finding."""

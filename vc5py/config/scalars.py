@@ -131,6 +131,14 @@ def _host_address(value: Any) -> IPAddress:
     return address
 
 
+def _reachable_address(value: Any) -> IPAddress:
+    """What can be reached without being told by which interface."""
+    address = _address(value)
+    if address is None or not _is_host(address) or (address.version == 6 and address.is_link_local):
+        raise expected("the IPv4 or IPv6 address of a host, not link-local (fe80::...)")
+    return address
+
+
 def _local_address(value: Any) -> IPAddress:
     address = _address(value)
     if address is None or address.is_multicast:
@@ -169,6 +177,7 @@ def _multicast_group(value: Any) -> MulticastGroup:
 _ADDRESS = WithJsonSchema({"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]})
 
 HostAddress = Annotated[IPAddress, PlainValidator(_host_address), _ADDRESS]
+ReachableAddress = Annotated[IPAddress, PlainValidator(_reachable_address), _ADDRESS]
 LocalAddress = Annotated[IPAddress, PlainValidator(_local_address), _ADDRESS]
 ForwardedAddress = Annotated[IPAddress, PlainValidator(_forwarded_address), _ADDRESS]
 Multicast = Annotated[

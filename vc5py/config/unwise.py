@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from vc5py.config.report import Path
+from vc5py.config.report import Path, shown
 from vc5py.config.view import View, parsed_address
 from vc5py.core.detection import LATENCY_S, failures, longest_s
 from vc5py.model import (
     AdminState,
     Check,
+    CheckType,
     Config,
     DnsQuestion,
     ForwardMode,
@@ -32,8 +33,13 @@ _LEARN_S = 2
 """What a process that shares flows may need to begin, hear its peers, and have a copy of their flows."""
 
 
+_HTTP_PORT, _HTTPS_PORT = 80, 443
+
+
 def check(config: Config, view: View, own: frozenset[IPAddress]) -> None:
     """Report what is unwise. `own`: the addresses of the balancer."""
+    if not config.services:
+        view.warn(("services",), "found none: nothing is served, and a reload removes all that was")
     for index, service in enumerate(config.services):
         path: Path = ("services", index)
         _need(view, path, service)
@@ -46,6 +52,7 @@ def check(config: Config, view: View, own: frozenset[IPAddress]) -> None:
     _shared_dscp(config, view)
     _unused_groups(view)
     _bgp(config, view)
+    _told(config, view)
     _vips(config, view)
     _whole(config, view)
 
@@ -63,16 +70,28 @@ def _reals_in_words(count: int) -> str:
 
 def _need(view: View, path: Path, service: Service) -> None:
     there, enabled = len(service.reals), len(_enabled(service.reals))
+    place, name = _said(view, path, "need", service)
     if service.need > there:
         view.warn(
-            (*path, "need"),
-            f"found {service.need}, but the service has {_reals_in_words(there)}: it is never healthy",
+            place, f"found {service.need}, but {name} has {_reals_in_words(there)}: it is never healthy"
         )
     elif service.need > enabled:
+        whose = "" if name == _THIS else f" of {name}"
         view.warn(
-            (*path, "need"),
-            f"found {service.need}, but {enabled} of {there} reals are enabled: it is not healthy",
+            place,
+            f"found {service.need}, but {enabled} of {there} reals{whose} are enabled: it is not healthy",
         )
+
+
+_THIS = "the service"
+
+
+def _said(view: View, path: Path, key: str, service: Service) -> tuple[Path, str]:
+    """Where a setting of the service is written, and how to call the service there."""
+    common = ("defaults", key)
+    if view.node((*path, key)) is None and view.node(common) is not None:
+        return common, f"service {shown(service.name)}"
+    return (*path, key), _THIS
 
 
 def _tiers(view: View, path: Path, service: Service) -> None:
@@ -81,9 +100,11 @@ def _tiers(view: View, path: Path, service: Service) -> None:
         view.warn(path, f"found no real in tier 0: tier {tiers[0]} stands by for nobody")
     first = [real for real in service.reals if real.tier == tiers[0]]
     if len(tiers) > 1 and service.min_up > len(first):
+        place, name = _said(view, path, "min_up", service)
+        whose = "" if name == _THIS else f" of {name}"
         view.warn(
-            (*path, "min_up"),
-            f"found {service.min_up}, but tier {tiers[0]} has {_reals_in_words(len(first))}:"
+            place,
+            f"found {service.min_up}, but tier {tiers[0]}{whose} has {_reals_in_words(len(first))}:"
             " the next always stands in",
         )
 
@@ -115,10 +136,22 @@ def _checks(view: View, path: Path, checks: tuple[Check, ...]) -> None:
 
 def _check(view: View, path: Path, check: Check) -> None:
     _detection(view, path, check)
+    _scheme(view, path, check)
     if isinstance(check.detail, HttpRequest):
         _http(view, path, check.detail)
     if isinstance(check.detail, DnsQuestion) and check.detail.answer and check.detail.rcode != "noerror":
         view.warn((*path, "answer"), f"found with rcode {check.detail.rcode}: such a response has no answers")
+
+
+def _scheme(view: View, path: Path, check: Check) -> None:
+    """A check without a port has the service's first one, which may be the other scheme's."""
+    place = (*path, "port")
+    if check.type is CheckType.HTTPS and check.port == _HTTP_PORT:
+        view.warn(
+            place, f"found {_HTTP_PORT} in an https check: servers speak no TLS there; say 'port: https'"
+        )
+    if check.type is CheckType.HTTP and check.port == _HTTPS_PORT:
+        view.warn(place, f"found {_HTTPS_PORT} in an http check: servers speak TLS there; say 'type: https'")
 
 
 def _detection(view: View, path: Path, check: Check) -> None:
@@ -174,11 +207,7 @@ def _own_addresses(config: Config, view: View, own: frozenset[IPAddress]) -> Non
         path: Path = ("services", index)
         for number, vip in enumerate(service.vips):
             if vip in own:
-                place = (
-                    (*path, "addr", number)
-                    if isinstance(view.node((*path, "addr")), list)
-                    else (*path, "addr")
-                )
+                place = _vip_place(view, path, number)
                 view.warn(place, f"found {vip}, an address of this machine: it would answer clients itself")
         reals = (*service.reals, *(service.sorry.reals if service.sorry else ()))
         for real in reals:
@@ -187,6 +216,11 @@ def _own_addresses(config: Config, view: View, own: frozenset[IPAddress]) -> Non
     for peer in config.rhi.peers if config.rhi else ():
         if peer in own and not peer.is_loopback:
             view.warn(_neighbor(view, peer), f"found {peer}, an address of this machine")
+
+
+def _vip_place(view: View, service: Path, number: int) -> Path:
+    several = isinstance(view.node((*service, "addr")), list)
+    return (*service, "addr", number) if several else (*service, "addr")
 
 
 def _shared_dscp(config: Config, view: View) -> None:
@@ -254,6 +288,36 @@ def _level(view: View, level: Path, neighbors: list[Neighbor]) -> None:
                 view.warn((*level, key), f"found where all neighbors are {kind}: it has no effect")
 
 
+def _told(config: Config, view: View) -> None:
+    """Neighbors that are told of no VIP, VIPs that no neighbor is told of, and a neighbor that is one."""
+    vips = {
+        vip: (("services", index), number)
+        for index, service in enumerate(config.services)
+        for number, vip in enumerate(service.vips)
+    }
+    neighbors = config.rhi.neighbors if config.rhi else ()
+    rules = {_rules(neighbor): neighbor for neighbor in neighbors}  # a few, however many neighbors
+    admitted = {rule: {vip for vip in vips if one.admits(vip)} for rule, one in rules.items()}
+    for neighbor in neighbors:
+        if neighbor.address in vips:
+            view.warn(_neighbor(view, neighbor.address), f"found {neighbor.address}, which is a VIP")
+        if vips and not admitted[_rules(neighbor)]:
+            place = _neighbor(view, neighbor.address)
+            view.warn(place, f"found {neighbor.address}, which is told of no VIP ({_RULES})")
+    told = set().union(*admitted.values())
+    if told:
+        for vip in vips.keys() - told:
+            place = _vip_place(view, *vips[vip])
+            view.warn(place, f"found {vip}, which no BGP neighbor is told of ({_RULES})")
+
+
+_RULES = "'accept', 'reject', 'families'"
+
+
+def _rules(neighbor: Neighbor) -> tuple[object, ...]:
+    return neighbor.families, neighbor.accept, neighbor.reject
+
+
 def _vips(config: Config, view: View) -> None:
     served = {vip for service in config.services for vip in service.vips}
     for name in view.keys(("vips",)):
@@ -281,8 +345,14 @@ def _whole(config: Config, view: View) -> None:
             f"found learn {config.learn_s:g}, expected {_LEARN_S} or more where flows are shared: VIPs are"
             " announced before those of the other balancers have come",
         )
-    if config.learn_s and config.multicast is None and not (config.cluster and config.cluster.peers):
-        view.warn(("learn",), f"found {config.learn_s:g} without 'multicast': there is nobody to learn from")
+    with_whom = config.multicast is not None or (config.cluster is not None and bool(config.cluster.peers))
+    if config.cluster is not None and not with_whom:
+        view.warn(("cluster",), "found neither 'peers' in it nor 'multicast': flows are shared with nobody")
+    if config.learn_s and not with_whom:
+        view.warn(
+            ("learn",),
+            f"found {config.learn_s:g} without 'multicast' or 'cluster.peers': there is nobody to learn from",
+        )
     if config.timeouts.established_s < config.timeouts.unproven_s:
         view.warn(
             ("timeouts", "established"),

@@ -74,7 +74,7 @@ def read(text: str, report: Report) -> Tree | None:
         _refuse_unfit_text(text)
         return _Builder(text, report).build()
     except yaml.YAMLError as error:
-        report.add(*_syntax_error(error))
+        report.add(*_syntax_error(error, text))
     except _UnreadableError as error:
         report.add(error.mark, error.message)
     return None
@@ -96,13 +96,21 @@ def _refuse_unfit_text(text: str) -> None:
         )
 
 
-def _syntax_error(error: yaml.YAMLError) -> tuple[Mark, str]:
+def _syntax_error(error: yaml.YAMLError, text: str) -> tuple[Mark, str]:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return WHOLE_FILE, f"not YAML: {' '.join(str(error).split())}"
     message = f"not YAML: {error.problem}"
+    if _is_tab(text, error.problem_mark) and "tab" not in message:
+        message += ", a tab: YAML is indented by spaces"
     if error.context and error.context_mark:
         message += f" ({error.context} at line {error.context_mark.line + 1})"
     return _mark(error.problem_mark), message
+
+
+def _is_tab(text: str, mark: Any) -> bool:
+    lines = _LINE_BREAK.split(text, mark.line + 1)
+    line, column = int(mark.line), int(mark.column)
+    return line < len(lines) and lines[line][column : column + 1] == "\t"
 
 
 def _mark(mark: Any) -> Mark:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from typing import Any
 from vc5py.errors import Vc5Error
 
 SOCKET_NAME = "control.sock"
+LOCK_NAME = "lock"
+"""Held by the director of the state directory, from its start to its end."""
 ANSWER_S = 60.0
 """How long an answer may take: that to a reload of a large configuration takes a while."""
 
 
 class NotRunningError(Vc5Error):
-    """Nobody is there to ask."""
+    """Nobody is there to ask, yet or any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,25 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+def _nobody(state_dir: Path) -> str:
+    """Why nobody answers. Somebody who holds the lock isn't ready yet, or takes no more questions."""
+    if _is_locked(state_dir / LOCK_NAME):
+        return (
+            f"vc5py with the state directory {state_dir} is starting or stopping: its log says how far it is"
+        )
+    return f"no vc5py runs with the state directory {state_dir}"
+
+
+def _is_locked(file: Path) -> bool:
+    """By what the kernel lists (proc_locks(5)): to try the lock might keep out a director that starts."""
+    try:
+        status, locks = file.stat(), Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return False
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    return f" {device}:{status.st_ino} " in locks
+
+
 def _exchange(state_dir: Path, method: str, path: str, body: str | None, timeout_s: float) -> tuple[int, str]:
     where = state_dir / SOCKET_NAME
     connection = _Connection(where, timeout_s)
@@ -58,7 +80,7 @@ def _exchange(state_dir: Path, method: str, path: str, body: str | None, timeout
         response = connection.getresponse()
         return response.status, response.read().decode()
     except (FileNotFoundError, ConnectionRefusedError):
-        raise NotRunningError(f"no vc5py runs with the state directory {state_dir}") from None
+        raise NotRunningError(_nobody(state_dir)) from None
     except PermissionError:
         raise Vc5Error(f"not allowed to open {where}: only the user that vc5py runs as is") from None
     except TimeoutError:

@@ -100,7 +100,7 @@ def set_vip(args: argparse.Namespace) -> int:
         return _failed(answer)
     announced = answer.document["announced"]
     why = "" if args.action == "withdraw" or not answer.document["why"] else f": {answer.document['why']}"
-    print(f"VIP {args.vip}: {'announced' if announced else 'not announced'}{why}")
+    print(f"VIP {args.vip}: {'to be announced' if announced else 'not announced'}{why}")
     saved = _saved(answer)
     return 1 if args.action == "announce" and not announced else saved
 

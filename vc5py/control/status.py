@@ -43,6 +43,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "sharing": _sharing(snapshot.sharing),
         "vips": {str(vip): announced for vip, announced in snapshot.vips.items()},
         "vip_why": {str(vip): why for vip, why in snapshot.vip_why.items()},
+        "vip_told": {str(vip): {"neighbors": n.told, "of": n.of} for vip, n in snapshot.vip_told.items()},
         "services": [_service(service) for service in snapshot.services],
         "overrides": [_override(override) for override in snapshot.overrides],
         "vip_overrides": {str(vip): str(state) for vip, state in snapshot.vip_overrides.items()},

@@ -58,7 +58,7 @@ def _node(status: Document) -> Iterator[str]:
     yield f"XDP {interfaces or 'nowhere'}"
     yield from (f"Warning: {warning}" for warning in status["warnings"])
     if status["start"]["text"]:
-        yield f"Start: {status['start']['text']}"
+        yield f"At the start: {status['start']['text']}"
     for neighbor in status["neighbors"]:
         since = duration(status["at"] - neighbor["since"])
         why = f": {neighbor['why']}" if neighbor["why"] else ""
@@ -89,9 +89,27 @@ def _sharing(sharing: Document) -> Iterator[str]:
 
 def _announced(status: Document, vip: str) -> str:
     if status["vips"].get(vip):
-        return "announced"
+        return _told(status, vip)
     why = status["vip_why"].get(vip)
     return f"not announced: {why}" if why else "not announced"
+
+
+def _told(status: Document, vip: str) -> str:
+    """What routers know: that the VIP is to be announced is worth nothing where nobody hears of it."""
+    told, of = status["vip_told"][vip]["neighbors"], status["vip_told"][vip]["of"]
+    if told:
+        return f"announced to {told} of {_neighbors(of)}"
+    if not status["neighbors"]:
+        return "to be announced, but there is no BGP neighbor"
+    if not of:
+        return "to be announced, but no BGP neighbor is to be told of it (accept, reject, families)"
+    if not any(status["bgp"].values()):
+        return "to be announced, but no BGP session is established"
+    return f"to be announced, but told to none of {_neighbors(of)}"
+
+
+def _neighbors(count: int) -> str:
+    return f"{count} neighbor{'' if count == 1 else 's'}"
 
 
 def _service(service: Document) -> str:

@@ -19,6 +19,14 @@ from vc5py.errors import ConfigError, Diagnostic
 __all__ = ["convert"]
 
 
+def _is_ours(text: str) -> bool:
+    try:
+        config.parse(text, "")
+    except ConfigError:
+        return False
+    return True
+
+
 def convert(text: str, filename: str) -> tuple[str, tuple[Diagnostic, ...]]:
     """Our YAML for `text`, and the notes. Raises ConfigError where `text` can't be read or used."""
     report = Report(filename)
@@ -27,6 +35,8 @@ def convert(text: str, filename: str) -> tuple[str, tuple[Diagnostic, ...]]:
         raise ConfigError(report.diagnostics)
     if not isinstance(tree.root, dict):
         raise ConfigError([Diagnostic(filename, 1, 1, "found no mapping, expected a configuration")])
+    if tree.root.get("services") and _is_ours(text):
+        raise ConfigError([Diagnostic(filename, 0, 0, "found our own language: there is nothing to convert")])
     source = Source(tree, filename)
     services = Services(source)
     services.convert()

@@ -64,7 +64,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands.add_parser("down", help="take it down")
     execute = commands.add_parser("exec", help="run a command, or a shell, on a node")
     execute.add_argument("node", choices=NODES)
-    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    words = execute.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: a shell"
+    )
+    words.required = False  # or it is said to be missing where the node is
 
 
 def main(args: argparse.Namespace) -> int:

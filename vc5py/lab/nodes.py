@@ -237,7 +237,6 @@ def balancer_program(layout: Layout, balancer: Host) -> Program:
 def balancer_configuration(balancer: Host) -> str:
     reals6 = [str(address) for real in REALS for address in real.addresses if address.version == 6]
     config = {
-        "learn": 1,
         "rhi": {"as_number": AS_NUMBER, "peers": [str(ROUTER_LAN.ip)]},
         "metrics": {"address": str(balancer.address), "port": METRICS_PORT},
         "vlans": {VLAN: str(TAGGED_NETWORK)},

@@ -197,6 +197,14 @@ def _services(snapshot: Snapshot) -> Iterable[Metric]:
     for vip, announced in snapshot.vips.items():
         vips.add_metric([str(vip)], announced)
     yield vips
+    told = GaugeMetricFamily(
+        "vc5_vip_told_neighbors",
+        "BGP neighbors that are told of the VIP in an established session",
+        labels=["vip"],
+    )
+    for vip, count in snapshot.vip_told.items():
+        told.add_metric([str(vip)], count.told)
+    yield told
 
 
 def _reals(snapshot: Snapshot) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The HTTP server: `/metrics` for Prometheus. Knows snapshots only.
+"""The HTTP server: `/metrics` for Prometheus, `/healthy` and `/ready` for others. Knows snapshots only.
 
 Invariant: a move to an address that can't be had leaves it where it was.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -18,8 +19,8 @@ from vc5py.web import metrics
 
 _SHUTDOWN_S = 1.0
 
-Place = tuple[str, int]
-"""Address and TCP port to listen on."""
+Place = tuple[str | None, int]
+"""Address and TCP port to listen on; None: all addresses, of IPv6 too where there is IPv6."""
 
 
 def _application(snapshot: Callable[[], Awaitable[Snapshot]]) -> web.Application:
@@ -28,8 +29,19 @@ def _application(snapshot: Callable[[], Awaitable[Snapshot]]) -> web.Application
         body = await asyncio.to_thread(metrics.render, await snapshot())
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def show_healthy(_request: web.Request) -> web.Response:
+        return web.Response(text="healthy\n")
+
+    async def show_ready(_request: web.Request) -> web.Response:
+        shown = await snapshot()
+        lacking = [f"no router is told of {vip}\n" for vip, count in shown.vip_told.items() if not count.told]
+        status = HTTPStatus.SERVICE_UNAVAILABLE if lacking else HTTPStatus.OK
+        return web.Response(text="".join(lacking) or "ready\n", status=status)
+
     application = web.Application()
     application.router.add_get("/metrics", show_metrics)
+    application.router.add_get("/healthy", show_healthy)
+    application.router.add_get("/ready", show_ready)
     return application
 
 
@@ -70,7 +82,7 @@ class MetricsServer:
             await site.start()
         except OSError as error:
             await site.stop()  # the runner has noted it, though it never listened
-            where = f"{place[0]} port {place[1]}"
+            where = f"{place[0] or 'all addresses,'} port {place[1]}"
             raise Vc5Error(f"can't serve metrics on {where}: {error.strerror}") from error
         return site
 
