@@ -36,6 +36,7 @@ DETECTION_MS = INTERVAL_MS * MULTIPLIER
 # What the scheduler, two processes and a log may add to it.
 MARGIN_MS = 100
 BFD_PORT = 3784
+DAY_S = 86_400
 DRIVER = Path(__file__).parents[1] / "e2e" / "bfd_driver.py"
 _ETH_P_ALL, _SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 0x0003, 35, 33
 _TIMESPEC = struct.Struct("=qq")
@@ -282,10 +283,12 @@ def _moment(line: str) -> float:
     found = _FROM_UP.match(line)
     assert found is not None
     hours, minutes, seconds = found.groups()
-    now, local = time.time(), time.localtime()
-    midnight = now - (local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec + now % 1)
-    written = midnight + int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    return time.monotonic() - (now - written)
+    now, counted = time.time(), time.monotonic()
+    local = time.localtime(now)
+    today_s = local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec + now % 1
+    written_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    ago_s = (today_s - written_s + DAY_S / 2) % DAY_S - DAY_S / 2  # it may have been yesterday
+    return counted - ago_s
 
 
 class Ours:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,11 @@ class Canary:
         for process, lines in zip(self._processes, self._lines, strict=True):
             process.wait()
             lines.close()
+
+    def longest_ms(self) -> float:
+        """The longest of the stalls since the last call; 0 where there was none."""
+        time.sleep(0.2)  # until they have said it
+        return max((stall.seconds * 1e3 for stall in self.take()), default=0.0)
 
     def take(self) -> list[Stall]:
         """Since the last call."""

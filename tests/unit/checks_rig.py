@@ -168,7 +168,9 @@ def ip(command: str) -> None:
 
 
 def in_new_network(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs `main` in a thread with a fresh network namespace, which goes when the thread does."""
+    """Runs `main` in a thread with a fresh network namespace, which goes when the thread does. It has IPv6,
+    whether the machine's own has or not.
+    """
     failures: list[BaseException] = []
 
     def thread() -> None:
@@ -228,15 +230,16 @@ class Wire:
             "link set near up",
         ):
             ip(command)
-        self.there("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            self.there("sh", "-c", f"echo 1 > /proc/sys/net/{setting}")
         for command in (f"addr add {VIP}/24 dev far", f"addr add {VIP6}/64 dev far nodad", "link set far up"):
-            self.there(f"ip {command}")
+            self.there("ip", *command.split())
         for network, via in (("192.0.2.0/24", VIP), ("2001:db8:99::/64", VIP6)):
             ip(f"route add {network} via {via}")
-            self.there(f"ip route add unreachable {network}")
+            self.there("ip", "route", "add", "unreachable", network)
 
-    def there(self, command: str) -> None:
-        subprocess.run(["nsenter", "-t", str(self.peer.pid), "-n", *command.split()], check=True)
+    def there(self, *command: str) -> None:
+        subprocess.run(["nsenter", "-t", str(self.peer.pid), "-n", *command], check=True)
 
     def listen(self) -> subprocess.Popen[str]:
         """A listener on port 80 of the VIPs, in the other network."""

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.unit.checks_rig import LOOPBACK, Handler, address, answering, check_of, serving, unused_port
+from tests.unit.checks_rig import (
+    LOOPBACK,
+    Handler,
+    address,
+    answering,
+    check_of,
+    in_new_network,
+    serving,
+    unused_port,
+)
 from vc5py.checks import ProbeResult, Reason, probe
 from vc5py.model import CheckType, Protocol
 
@@ -35,10 +44,13 @@ async def test_any_answer_will_do_if_none_is_asked_for() -> None:
     assert (await ask(lambda q: reply_to(q, answers=0, data=b""))).detail == "noerror, 0 answers"
 
 
-async def test_ipv6() -> None:
-    async with answering(reply_to, host="::1") as server:
-        check = check_of(CheckType.DNS, server.port, **QUESTION)
-        assert (await probe(address("::1"), check, 0, LOOPBACK)).ok
+def test_ipv6() -> None:
+    async def main() -> None:
+        async with answering(reply_to, host="::1") as server:
+            check = check_of(CheckType.DNS, server.port, **QUESTION)
+            assert (await probe(address("::1"), check, 0, LOOPBACK)).ok
+
+    in_new_network(main)
 
 
 @pytest.mark.parametrize(

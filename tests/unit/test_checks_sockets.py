@@ -37,10 +37,13 @@ async def test_tcp_needs_no_more_than_a_handshake_and_leaves_with_a_reset() -> N
         assert await server.endings.get() == "reset"
 
 
-async def test_ipv6() -> None:
-    async with serving(answers(OK_RESPONSE), host="::1") as server:
-        assert (await probe(IPv6Address("::1"), http_check(server.port), 0, LOOPBACK)).ok
-        assert server.peers == ["::1"]
+def test_ipv6() -> None:
+    async def main() -> None:
+        async with serving(answers(OK_RESPONSE), host="::1") as server:
+            assert (await probe(IPv6Address("::1"), http_check(server.port), 0, LOOPBACK)).ok
+            assert server.peers == ["::1"]
+
+    in_new_network(main)
 
 
 STREAMS = (CheckType.HTTP, CheckType.HTTPS, CheckType.TCP)

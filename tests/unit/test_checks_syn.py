@@ -86,19 +86,26 @@ def test_parse() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_a_listening_port_answers_and_no_connection_comes_of_it(host: str) -> None:
-    with listening(host) as sock:
-        result = await knock(host, sock.getsockname()[1])
-        assert (result.ok, result.detail) == (True, "SYN-ACK")
-        with pytest.raises(BlockingIOError):
-            sock.accept()
+def test_a_listening_port_answers_and_no_connection_comes_of_it(host: str) -> None:
+    async def main() -> None:
+        with listening(host) as sock:
+            result = await knock(host, sock.getsockname()[1])
+            assert (result.ok, result.detail) == (True, "SYN-ACK")
+            with pytest.raises(BlockingIOError):
+                sock.accept()
+
+    in_new_network(main)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_a_closed_port_refuses_at_once(host: str) -> None:
-    with unused_port(host=host) as port:
-        result = await knock(host, port)
-    assert (result.ok, result.reason, result.detail) == (False, Reason.REFUSED, "RST in answer to the SYN")
+def test_a_closed_port_refuses_at_once(host: str) -> None:
+    async def main() -> None:
+        with unused_port(host=host) as port:
+            result = await knock(host, port)
+        words = "RST in answer to the SYN"
+        assert (result.ok, result.reason, result.detail) == (False, Reason.REFUSED, words)
+
+    in_new_network(main)
 
 
 async def test_silence() -> None:
