@@ -372,7 +372,9 @@ def test_maps_of_other_layouts_are_removed(solo: Solo) -> None:
     stop(process)
 
 
-@pytest.mark.parametrize("name", ["vc5_ingress_new", "vc5_ingress_4711"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vc5_ingress_new", marks=pytest.mark.long), "vc5_ingress_4711"]
+)
 def test_killed_between_attaching_and_naming_is_taken_over(solo: Solo, name: str) -> None:
     """Of earlier versions, too."""
     stop(solo.start_and_wait("eth0"), signal.SIGKILL)
@@ -398,7 +400,7 @@ def test_killed_after_pinning_new_maps_finds_those_that_packets_go_by(solo: Solo
     assert solo.traces() == MAPS
 
 
-@pytest.mark.parametrize("suffix", ["_new", "_4711"])
+@pytest.mark.parametrize("suffix", [pytest.param("_new", marks=pytest.mark.long), "_4711"])
 def test_killed_before_its_maps_had_their_name_is_taken_over(solo: Solo, suffix: str) -> None:
     """Its program was attached; other maps, which nothing uses, are there too."""
     stop(solo.start_and_wait("eth0"), signal.SIGKILL)

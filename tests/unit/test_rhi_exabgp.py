@@ -112,14 +112,20 @@ def test_another_clock_is_not_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lasted_s", "teardown", "waits"),
-    [(0.0, None, [0, 1, 2, 3, 4, 5, 5]), (0.0, 3, [0] * 7), (exabgp_main.LASTING_S, None, [0] * 7)],
-    ids=["ended soon", "ended by us", "lasted"],
+    ("lasted_s", "teardown", "cease", "waits"),
+    [
+        (0.0, None, 1, [0, 1, 2, 3, 4, 5, 5]),
+        (0.0, None, 4, [0] * 7),
+        (0.0, 3, 1, [0] * 7),
+        (exabgp_main.LASTING_S, None, 1, [0] * 7),
+    ],
+    ids=["ended soon", "reset by hand", "ended by us", "lasted"],
 )
 def test_the_wait_begins_anew_only_after_a_session_that_lasted(
-    monkeypatch: pytest.MonkeyPatch, lasted_s: float, teardown: int | None, waits: list[int]
+    monkeypatch: pytest.MonkeyPatch, lasted_s: float, teardown: int | None, cease: int, waits: list[int]
 ) -> None:
     """By ExaBGP's order: up, its own reset, the end, the wait."""
+    from exabgp.bgp.message import Notification
     from exabgp.reactor.delay import Delay
 
     now_s = [1e6]
@@ -131,12 +137,12 @@ def test_the_wait_begins_anew_only_after_a_session_that_lasted(
         yield 1
         peer._teardown = teardown
         now_s[0] += lasted_s
-        raise NotConnected("Cease")
+        raise Notification(6, cease)
 
     waited = []
     for _ in waits:
         peer._teardown = None
-        with pytest.raises(NotConnected):
+        with pytest.raises(Notification):
             list(exabgp_main.lasting(main)(peer))
         exabgp_main.longer(peer._delay)
         waited.append(round(peer._delay._time - now_s[0]))

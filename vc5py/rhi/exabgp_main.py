@@ -47,6 +47,8 @@ from typing import Any
 
 LONGEST_S = 5
 LASTING_S = 10.0
+# Cease (RFC 4486): administrative shutdown and reset, other configuration change, collision.
+BY_HAND = {(6, 2), (6, 4), (6, 6), (6, 7)}
 ATTEMPT_S = 5.0
 MAX_WHY = 200
 REAP_S = 0.5
@@ -76,15 +78,19 @@ class Clock:
 
 def lasting(main: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
     """In place of `Peer._main`, which is `main`: a session, from when it is up until it ends. It makes the
-    wait for the next one short, which is not to be where it ended soon, and not because we wanted that.
+    wait for the next one short, which is not to be where it ended soon, unless somebody there or here wanted
+    just that.
     """
 
     def lasting_main(peer: Any) -> Iterator[Any]:
-        waited, began = peer._delay._next, time.monotonic()
+        waited, began, by_hand = peer._delay._next, time.monotonic(), False
         try:
             yield from main(peer)
+        except Exception as error:  # a NOTIFICATION that has come is one
+            by_hand = (getattr(error, "code", 0), getattr(error, "subcode", 0)) in BY_HAND
+            raise
         finally:
-            if not peer._teardown and time.monotonic() < began + LASTING_S:
+            if not (by_hand or peer._teardown) and time.monotonic() < began + LASTING_S:
                 peer._delay._next = max(peer._delay._next, waited)
 
     return lasting_main
