@@ -372,9 +372,8 @@ def test_maps_of_other_layouts_are_removed(solo: Solo) -> None:
     stop(process)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("vc5_ingress_new", marks=pytest.mark.long), "vc5_ingress_4711"]
-)
+@pytest.mark.long  # tests/unit/test_killed_starts.py has every moment
+@pytest.mark.parametrize("name", ["vc5_ingress_new", "vc5_ingress_4711"])
 def test_killed_between_attaching_and_naming_is_taken_over(solo: Solo, name: str) -> None:
     """Of earlier versions, too."""
     stop(solo.start_and_wait("eth0"), signal.SIGKILL)
