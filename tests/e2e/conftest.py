@@ -35,12 +35,22 @@ def pytest_runtest_protocol(item: pytest.Function, nextitem: pytest.Item | None)
         item._initrequest()  # fixtures anew
         with Canary() as canary:
             reports = runtestprotocol(item, log=False, nextitem=nextitem)
-            if all(report.passed for report in reports) or canary.longest_ms() < STALL_MS:
+            if all(report.passed for report in reports) or (stalled_ms := canary.longest_ms()) < STALL_MS:
                 break
+        say_why_again(item, reports, stalled_ms)
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def say_why_again(item: pytest.Item, reports: list[pytest.TestReport], stalled_ms: float) -> None:
+    """No failure is passed over in silence."""
+    terminal = item.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        failed = next(report for report in reports if not report.passed)
+        terminal.write_line(f"\n{item.nodeid} failed; the machine stood still for {stalled_ms:.0f} ms")
+        terminal.write_line(failed.longreprtext)
 
 
 @pytest.fixture(scope="session", autouse=True)
